@@ -1,0 +1,56 @@
+"""The exceptions of the project, one tree.
+
+LiveAvatarError
+├── ConfigError            a setting is missing, unknown or out of range
+├── RequestError           what a user asked for cannot be done as asked
+├── MediaError             a portrait, a sound or a video file cannot be read or written
+├── CheckpointError        a weight file is missing, damaged or of another shape
+├── JobError               a job cannot make the change of state that was asked
+└── EngineError            the machinery failed, not the input
+    ├── WorkerDiedError    a rank ended before its work did
+    ├── DeadlineError      a wait ran out of time
+    └── StreamClosedError  a stream was used after it was closed
+
+Every message is one line that says what was expected, what came and what to change. Commands print
+it and exit with status 2.
+"""
+
+
+class LiveAvatarError(Exception):
+    """Root of all errors this project raises on purpose."""
+
+
+class ConfigError(LiveAvatarError):
+    """A setting is missing, unknown or out of range."""
+
+
+class RequestError(LiveAvatarError):
+    """What a user asked for cannot be done as asked."""
+
+
+class MediaError(LiveAvatarError):
+    """A portrait, a sound or a video file cannot be read or written."""
+
+
+class CheckpointError(LiveAvatarError):
+    """A weight file is missing, damaged or of another shape."""
+
+
+class JobError(LiveAvatarError):
+    """A job cannot make the change of state that was asked."""
+
+
+class EngineError(LiveAvatarError):
+    """The machinery failed, not the input."""
+
+
+class WorkerDiedError(EngineError):
+    """A rank ended before its work did."""
+
+
+class DeadlineError(EngineError):
+    """A wait ran out of time."""
+
+
+class StreamClosedError(EngineError):
+    """A stream was used after it was closed."""
