@@ -1,0 +1,221 @@
+"""Settings as frozen dataclasses, each checked when it is made; the only reader of the environment.
+
+Nothing here imports torch: the web server and the planner read the same values.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from liveavatar.errors import ConfigError
+
+FPS = 25
+FRAMES_PER_BLOCK = 12
+LATENT_FRAMES_PER_BLOCK = 3
+SPEECH_RATE_HZ = 16000
+
+# Keys of the published config.json that must have these values: other values name other networks.
+_FIXED_KEYS: Mapping[str, Any] = {
+    "model_type": "s2v",
+    "adain_mode": "attn_norm",
+    "enable_adain": True,
+    "enable_framepack": True,
+    "enable_motioner": False,
+    "enable_tsm": False,
+    "framepack_drop_mode": "padd",
+    "zero_timestep": True,
+    "qk_norm": True,
+    "cross_attn_norm": True,
+}
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Shape of the S2V diffusion transformer; defaults are Wan2.2-S2V-14B.
+
+    Attributes:
+        dim: width D of the residual stream.
+        ffn_dim: inner width of the feed-forward layers.
+        num_heads: attention heads; the head width is dim / num_heads.
+        num_layers: transformer layers.
+        audio_inject_layers: layers followed by an audio injection, ascending.
+        audio_dim: width of the wav2vec hidden states.
+        num_audio_states: wav2vec hidden states that are mixed (its layers + 1).
+        num_audio_token: local speech tokens per latent frame, without the padding token.
+        text_len: text tokens after padding.
+        text_dim: width of the text encoder.
+        freq_dim: sinusoids of the timestep.
+        in_dim, out_dim, cond_dim: latent channels of the sample, the velocity and the pose.
+        patch_size: latent frames, rows and columns of one token.
+        zip_frame_buckets: past latent frames kept whole, packed by 2 and packed by 4.
+        eps: of all norms but the audio injection's.
+    """
+
+    dim: int = 5120
+    ffn_dim: int = 13824
+    num_heads: int = 40
+    num_layers: int = 40
+    audio_inject_layers: tuple[int, ...] = (0, 4, 8, 12, 16, 20, 24, 27, 30, 33, 36, 39)
+    audio_dim: int = 1024
+    num_audio_states: int = 25
+    num_audio_token: int = 4
+    text_len: int = 512
+    text_dim: int = 4096
+    freq_dim: int = 256
+    in_dim: int = 16
+    out_dim: int = 16
+    cond_dim: int = 16
+    patch_size: tuple[int, int, int] = (1, 2, 2)
+    zip_frame_buckets: tuple[int, int, int] = (1, 2, 16)
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for a shape the network cannot have."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type is int and (not isinstance(value, int) or value < 1):
+                raise ConfigError(f"{field.name}: expected a positive whole number, got {value!r}")
+        if self.dim % self.num_heads or self.head_dim % 2:
+            raise ConfigError(
+                f"num_heads: expected a number that divides dim={self.dim} into even heads, "
+                f"got {self.num_heads}"
+            )
+        if self.dim % 4:
+            raise ConfigError(f"dim: expected a multiple of 4, got {self.dim}")
+        layers = self.audio_inject_layers
+        if list(layers) != sorted(set(layers) & set(range(self.num_layers))):
+            raise ConfigError(
+                f"audio_inject_layers: expected ascending layer numbers below {self.num_layers}, "
+                f"got {list(layers)}"
+            )
+        if tuple(self.patch_size) != (1, 2, 2):
+            raise ConfigError(f"patch_size: expected (1, 2, 2), got {self.patch_size}")
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.dim // self.num_heads
+
+    @classmethod
+    def from_dict(cls, published: Mapping[str, Any]) -> "TransformerConfig":
+        """Read the fields of a published `config.json`.
+
+        Keys that only matter in training are passed over; a key that asks for a variant of the
+        network which is not the published one is an error.
+
+        Raises:
+            ConfigError: a value has the wrong type or names another network.
+        """
+        for key, expected in _FIXED_KEYS.items():
+            if published.get(key, expected) != expected:
+                raise ConfigError(
+                    f"config.json: {key} is {published[key]!r}, this network has {expected!r}"
+                )
+        known = {field.name for field in fields(cls)}
+        chosen = {key: value for key, value in published.items() if key in known}
+        for key, value in chosen.items():
+            if isinstance(value, list):
+                chosen[key] = tuple(value)
+        return cls(**chosen)
+
+    @classmethod
+    def from_file(cls, path: Path) -> "TransformerConfig":
+        """Read `config.json`; ConfigError when it is missing or not a JSON object."""
+        try:
+            published = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path}: expected a readable JSON file: {error}") from None
+        if not isinstance(published, dict):
+            raise ConfigError(f"{path}: expected a JSON object, got {type(published).__name__}")
+        return cls.from_dict(published)
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How a video is sampled.
+
+    Attributes:
+        num_steps: denoise steps per block, 1..50.
+        infer_frames: frames of one clip, a multiple of 4, at least 12.
+        num_clip: clips asked for, at least 1; the speech may end earlier.
+        seed: of noise and relative distances, 0 <= seed < 2**63.
+        shift: of the noise schedule.
+        online_decode: decode each block as it is finished, not each clip.
+    """
+
+    num_steps: int = 4
+    infer_frames: int = 48
+    num_clip: int = 1
+    seed: int = 420
+    shift: float = 3.0
+    online_decode: bool = True
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for a value out of range."""
+        _check_range("sample_steps", self.num_steps, 1, 50)
+        _check_range("num_clip", self.num_clip, 1, 100_000)
+        _check_range("base_seed", self.seed, 0, 2**63 - 1)
+        _check_range("infer_frames", self.infer_frames, 1, 4800)
+        if self.infer_frames < FRAMES_PER_BLOCK or self.infer_frames % 4:
+            below = max(FRAMES_PER_BLOCK, self.infer_frames // 4 * 4)
+            above = below + 4 if below < self.infer_frames or below == FRAMES_PER_BLOCK else below
+            raise ConfigError(
+                f"infer_frames: expected a multiple of 4, at least {FRAMES_PER_BLOCK}, "
+                f"got {self.infer_frames}; the nearest that work are {below} and {above}"
+            )
+        if not 0 < self.shift <= 100:
+            raise ConfigError(f"shift: expected a number above 0 up to 100, got {self.shift}")
+
+    @property
+    def window_blocks(self) -> int:
+        """Blocks a KV ring holds, the current one included."""
+        return self.infer_frames // FRAMES_PER_BLOCK
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How ranks share the work.
+
+    Attributes:
+        num_gpus_dit: ranks that hold transformer layers.
+        ulysses_size: width of the transformer group; must equal `num_gpus_dit`.
+    """
+
+    num_gpus_dit: int = 1
+    ulysses_size: int = 1
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for a group that cannot be built."""
+        _check_range("num_gpus_dit", self.num_gpus_dit, 1, 64)
+        _check_range("ulysses_size", self.ulysses_size, 1, 64)
+        if self.ulysses_size != self.num_gpus_dit:
+            raise ConfigError(
+                f"ulysses_size: expected {self.num_gpus_dit}, got {self.ulysses_size}; it is the "
+                "width of the transformer group and must equal num_gpus_dit"
+            )
+
+
+def check_visible_devices(environment: Mapping[str, str] = os.environ) -> None:
+    """Raise ConfigError unless CUDA_VISIBLE_DEVICES is absent or lists device numbers in order.
+
+    Ranks take the visible devices in order; another order would put stages on other cards than the
+    operator reads in nvidia-smi.
+    """
+    listed = environment.get("CUDA_VISIBLE_DEVICES", "").strip()
+    numbers = [part.strip() for part in listed.split(",") if part.strip()]
+    if not all(number.isdigit() for number in numbers):
+        return  # UUIDs and -1 have no order
+    if [int(n) for n in numbers] != sorted({int(n) for n in numbers}):
+        ordered = ",".join(str(n) for n in sorted({int(n) for n in numbers}))
+        raise ConfigError(
+            f"CUDA_VISIBLE_DEVICES: expected ascending device numbers, got {listed!r}; "
+            f"set it to {ordered!r}"
+        )
+
+
+def _check_range(name: str, value: int, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ConfigError(f"{name}: expected a whole number from {low} to {high}, got {value!r}")

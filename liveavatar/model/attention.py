@@ -1,0 +1,98 @@
+"""Attention and its projections.
+
+Shapes: L query tokens, K keys, D model width, N heads, H head width, F latent frames.
+
+Source: Wan-Video/Wan2.2 wan/modules/model.py at 42bf4cf.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class KeyValue:
+    """Keys and values of K tokens, each (K, N, H); a leading frame axis where stated."""
+
+    key_KNH: Tensor
+    value_KNH: Tensor
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over all channels of a token, before they are split into heads.
+
+    Statistics in float32, the result rounded to the input's dtype, then weighted.
+    """
+
+    def __init__(self, dim: int, eps: float, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(dim, dtype=dtype))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Normalise the last axis of `tokens`, (..., D); shape and dtype stay."""
+        wide = tokens.float()
+        scale = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.eps)
+        return (wide * scale).to(tokens.dtype) * self.weight
+
+
+def attend(query_LNH: Tensor, kv: KeyValue) -> Tensor:
+    """Full softmax attention, scale 1/sqrt(H), no mask.
+
+    Args:
+        query_LNH: (L, N, H), or (F, L, N, H) with keys and values (F, K, N, H) of each frame.
+        kv: keys and values of the same dtype and device.
+
+    Returns:
+        (L, N*H) or (F, L, N*H), dtype of the query.
+    """
+    out = F.scaled_dot_product_attention(
+        query_LNH.transpose(-3, -2), kv.key_KNH.transpose(-3, -2), kv.value_KNH.transpose(-3, -2)
+    )
+    return out.transpose(-3, -2).flatten(-2)
+
+
+class SelfAttention(nn.Module):
+    """Projections around self-attention; q, k and v are one matrix of 3D rows."""
+
+    def __init__(self, dim: int, num_heads: int, eps: float, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim, dtype=dtype)
+        self.norm_q = RMSNorm(dim, eps, dtype)
+        self.norm_k = RMSNorm(dim, eps, dtype)
+        self.o = nn.Linear(dim, dim, dtype=dtype)
+
+    def project(self, tokens_LD: Tensor) -> tuple[Tensor, KeyValue]:
+        """Make query (L, N, H) and un-rotated keys and values of the same tokens."""
+        query, key, value = self.qkv(tokens_LD).chunk(3, dim=-1)
+        heads = (self.num_heads, -1)
+        return self.norm_q(query).unflatten(-1, heads), KeyValue(
+            self.norm_k(key).unflatten(-1, heads), value.unflatten(-1, heads)
+        )
+
+
+class CrossAttention(nn.Module):
+    """Attention from video tokens to a few tokens of another kind; k and v are one matrix."""
+
+    def __init__(self, dim: int, num_heads: int, eps: float, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q = nn.Linear(dim, dim, dtype=dtype)
+        self.kv = nn.Linear(dim, 2 * dim, dtype=dtype)
+        self.norm_q = RMSNorm(dim, eps, dtype)
+        self.norm_k = RMSNorm(dim, eps, dtype)
+        self.o = nn.Linear(dim, dim, dtype=dtype)
+
+    def project_context(self, context: Tensor) -> KeyValue:
+        """Make keys and values of context tokens (..., K, D): once per context, not per forward."""
+        key, value = self.kv(context.to(self.kv.weight.dtype)).chunk(2, dim=-1)
+        heads = (self.num_heads, -1)
+        return KeyValue(self.norm_k(key).unflatten(-1, heads), value.unflatten(-1, heads))
+
+    def forward(self, tokens: Tensor, context: KeyValue) -> Tensor:
+        """Attend from `tokens` (L, D) or (F, L, D) to `context`; the result has the same shape."""
+        query = self.norm_q(self.q(tokens)).unflatten(-1, (self.num_heads, -1))
+        return self.o(attend(query, context))

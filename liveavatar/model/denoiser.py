@@ -1,0 +1,183 @@
+"""One job on a range of layers: its caches, its constants, and where its tokens stand.
+
+The same object runs all layers on one device and one pipeline stage's layers on its rank.
+
+Shapes: L block tokens, C condition tokens, D model width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from liveavatar.config import LATENT_FRAMES_PER_BLOCK
+from liveavatar.model.attention import KeyValue
+from liveavatar.model.audio_injection import BlockAudio, InjectedAudio
+from liveavatar.model.kv_cache import CacheShape, LayerCache, new_caches
+from liveavatar.model.rope import (
+    PREFILL_REFERENCE_FRAME,
+    Rotation,
+    block_positions,
+    condition_positions,
+    grid_positions,
+    motion_positions,
+    reference_frame,
+    rotation_at,
+)
+from liveavatar.model.transformer import TimeTable, Transformer
+
+
+@dataclass(frozen=True)
+class TokenGrid:
+    """Token rows and columns of one latent frame: pixels / 16."""
+
+    rows: int
+    columns: int
+
+    @classmethod
+    def of_latent(cls, latent: Tensor) -> "TokenGrid":
+        """Grid of a latent whose last two axes are rows and columns."""
+        return cls(latent.shape[-2] // 2, latent.shape[-1] // 2)
+
+    @property
+    def frame_tokens(self) -> int:
+        """Tokens of one latent frame."""
+        return self.rows * self.columns
+
+    def cache_shape(self, num_steps: int, window_blocks: int, buckets: Sequence[int]) -> CacheShape:
+        """Token counts of a job's caches at this size."""
+        motion_tokens = len(motion_positions(self.rows, self.columns, buckets))
+        return CacheShape(
+            num_steps=num_steps,
+            condition_tokens=self.frame_tokens + motion_tokens,
+            reference_tokens=self.frame_tokens,
+            block_tokens=LATENT_FRAMES_PER_BLOCK * self.frame_tokens,
+            window_blocks=window_blocks,
+        )
+
+
+@dataclass(frozen=True)
+class Item:
+    """One forward: block `block_index` at denoise step `step`.
+
+    Attributes:
+        block_index: since the start of the video.
+        step: denoise step.
+        version: condition version, 0 or, from the refresh on, 1.
+        relative_distance: of the reference, latent frames, 4..30.
+    """
+
+    block_index: int
+    step: int
+    version: int
+    relative_distance: int
+
+
+class Denoiser:
+    """State of one job on one range of layers; dropped with the job.
+
+    Args:
+        transformer: the range of layers.
+        time: time table of the job's schedule.
+        text_LD: embedded prompt, (text_len, D).
+        grid: tokens of a latent frame.
+        window_blocks: blocks in a KV ring.
+    """
+
+    def __init__(
+        self,
+        transformer: Transformer,
+        time: TimeTable,
+        text_LD: Tensor,
+        grid: TokenGrid,
+        window_blocks: int,
+    ) -> None:
+        self.transformer = transformer
+        self.grid = grid
+        self.device = text_LD.device
+        self.constants = transformer.constants(time, text_LD)
+        self.caches: list[LayerCache] = new_caches(
+            grid.cache_shape(
+                time.head_SD.shape[0] - 1, window_blocks, transformer.config.zip_frame_buckets
+            ),
+            [layer.self_attn.num_heads for layer in transformer.stack],
+            transformer.config.head_dim,
+            dtype=text_LD.dtype,
+            device=self.device,
+        )
+        self._block_rotations: dict[int, Rotation] = {}
+        self._audio: dict[int, tuple[InjectedAudio | None, ...]] = {}
+
+    def prefill(self, hidden_CD: Tensor, version: int) -> tuple[Tensor, list[KeyValue]]:
+        """Run condition tokens through the range and keep their keys and values as `version`.
+
+        Args:
+            hidden_CD: embedded condition tokens, or the previous stage's output.
+            version: 0 at the start, 1 for the refresh.
+
+        Returns:
+            The residual stream for the next stage, and what was stored per layer, un-rotated.
+        """
+        rows, columns = self.grid.rows, self.grid.columns
+        buckets = self.transformer.config.zip_frame_buckets
+        positions_C3 = condition_positions(PREFILL_REFERENCE_FRAME, rows, columns, buckets)
+        hidden_CD, stored = self.transformer.prefill(
+            hidden_CD, self.constants, self._rotation(positions_C3)
+        )
+        motion = self._rotation(positions_C3[self.grid.frame_tokens :])
+        for cache, condition in zip(self.caches, stored, strict=True):
+            cache.store_condition(version, condition, motion)
+        return hidden_CD, stored
+
+    def hear(self, block_index: int, audio: BlockAudio) -> None:
+        """Take the speech of a block, before its first step."""
+        self._audio[block_index] = self.transformer.prepare_audio(audio)
+
+    def forward(self, hidden_LD: Tensor, item: Item) -> Tensor:
+        """Run the range on the residual stream (L, D) of `item`."""
+        first_frame = item.block_index * LATENT_FRAMES_PER_BLOCK
+        frame = reference_frame(first_frame, item.relative_distance)
+        rows, columns = range(self.grid.rows), range(self.grid.columns)
+        reference = self._rotation(grid_positions([frame], rows, columns))
+        views = [
+            cache.open(item.step, item.block_index, item.version, reference)
+            for cache in self.caches
+        ]
+        return self.transformer(
+            hidden_LD,
+            item.step,
+            self.constants,
+            self._rotation_of_block(item.block_index),
+            views,
+            self._audio[item.block_index],
+        )
+
+    def head(self, hidden_LD: Tensor, step: int) -> Tensor:
+        """Velocity (C, F, H, W) of a block.
+
+        Raises:
+            ValueError: the range does not end with the last layer.
+        """
+        grid = (LATENT_FRAMES_PER_BLOCK, self.grid.rows, self.grid.columns)
+        head, modulation_S2D = self.transformer.head, self.constants.head_S2D
+        if head is None or modulation_S2D is None:
+            raise ValueError("this range of layers does not end with the head")
+        return head(hidden_LD, modulation_S2D[step], grid)
+
+    def finish_block(self, block_index: int) -> None:
+        """Drop what only `block_index` needed, after its last step."""
+        self._audio.pop(block_index, None)
+        self._block_rotations.pop(block_index, None)
+
+    def _rotation_of_block(self, block_index: int) -> Rotation:
+        if block_index not in self._block_rotations:
+            first_frame = block_index * LATENT_FRAMES_PER_BLOCK
+            positions_L3 = block_positions(
+                first_frame, LATENT_FRAMES_PER_BLOCK, self.grid.rows, self.grid.columns
+            )
+            self._block_rotations[block_index] = self._rotation(positions_L3)
+        return self._block_rotations[block_index]
+
+    def _rotation(self, positions_L3: np.ndarray) -> Rotation:
+        return rotation_at(positions_L3, self.transformer.config.head_dim, self.device)
