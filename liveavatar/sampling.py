@@ -58,10 +58,11 @@ def euler_step(sample: Tensor, velocity: Tensor, schedule: Schedule, step: int) 
         step: index of the level `sample` is at.
 
     Returns:
-        sample + (sigma[step+1] - sigma[step]) * velocity: the product in the dtype of `velocity`,
-        the sum in float32, the result in the dtype of `sample`.
+        sample + (sigma[step+1] - sigma[step]) * velocity: difference and product in the dtype of
+        `velocity`, the sum in float32, the result in the dtype of `sample`.
     """
-    difference = schedule.sigmas[step + 1] - schedule.sigmas[step]
+    sigmas = torch.tensor(schedule.sigmas[step : step + 2], dtype=torch.float32)
+    difference = (sigmas[1] - sigmas[0]).to(velocity.dtype)
     return (sample.float() + difference * velocity).to(sample.dtype)
 
 

@@ -229,6 +229,19 @@ class Transformer(nn.Module):
         """The built layers in order."""
         return tuple(cast(Layer, layer) for layer in self.layers.values())
 
+    def embed_block(self, latent_CFHW: Tensor, pose_CFHW: Tensor | None = None) -> Tensor:
+        """See `Embedder.embed_block`; ValueError where the range does not begin with layer 0."""
+        return self._first().embed_block(latent_CFHW, pose_CFHW)
+
+    def embed_condition(self, reference_CFHW: Tensor, motion_CFHW: Tensor) -> Tensor:
+        """See `Embedder.embed_condition`; ValueError as for `embed_block`."""
+        return self._first().embed_condition(reference_CFHW, motion_CFHW)
+
+    def _first(self) -> Embedder:
+        if self.embedder is None:
+            raise ValueError("this range of layers does not begin with the embedder")
+        return self.embedder
+
     def constants(self, time: TimeTable, text_LD: Tensor) -> JobConstants:
         """Make the constants of this range from the time table and text tokens (text_len, D)."""
         return JobConstants(

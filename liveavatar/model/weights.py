@@ -6,6 +6,7 @@ and only for the layers that were built; host memory stays near the largest of t
 
 import math
 import re
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from liveavatar.model.checkpoint_files import TensorFiles, assign, require
 from liveavatar.model.lora import Adapter
 from liveavatar.model.motion import PatchEmbedding
 from liveavatar.model.transformer import ConditionEmbedder, Transformer
+
+Names = Callable[[str], tuple[str, ...]]
 
 _FUSED = {"qkv": ("q", "k", "v"), "kv": ("k", "v")}
 _AUDIO = re.compile(r"^layers\.(\d+)\.audio\.(attention|adain)\.")
@@ -66,11 +69,11 @@ def stored_names(name: str, config: TransformerConfig) -> tuple[str, ...]:
     return (stored,)
 
 
-def stored_shapes(module: nn.Module, config: TransformerConfig) -> dict[str, tuple[int, ...]]:
+def stored_shapes(module: nn.Module, names: Names) -> dict[str, tuple[int, ...]]:
     """Shape that each tensor `module` needs has in the published checkpoint, by stored name."""
     shapes = {}
     for name, parameter in module.named_parameters():
-        sources = stored_names(name, config)
+        sources = names(name)
         shape = (parameter.shape[0] // len(sources), *parameter.shape[1:])
         owner = module.get_submodule(name.rpartition(".")[0])
         if isinstance(owner, PatchEmbedding) and name.endswith(".weight"):
@@ -86,26 +89,27 @@ def stored_shapes(module: nn.Module, config: TransformerConfig) -> dict[str, tup
 
 
 def fill(
-    module: Transformer | ConditionEmbedder,
+    module: nn.Module,
     files: TensorFiles,
-    device: torch.device | str,
+    names: Names,
+    device: torch.device | str = "cpu",
     adapter: Adapter | None = None,
 ) -> None:
     """Fill a module built on the meta device; each parameter keeps the dtype it was built with.
 
     Args:
-        module: the range of layers, or the condition embedder, that is wanted.
+        module: the part that is wanted.
         files: the published transformer weights.
+        names: stored names of a parameter of `module`; see `stored_names`.
         device: where the parameters go.
         adapter: merged into the weights it targets, in the stored dtype, before anything else.
 
     Raises:
         CheckpointError: a tensor is missing, damaged or of another shape; names file and tensor.
     """
-    config = module.config
-    require(files, stored_shapes(module, config))
+    require(files, stored_shapes(module, names))
     for name, parameter in list(module.named_parameters()):
-        parts = [_read(files, stored, device, adapter) for stored in stored_names(name, config)]
+        parts = [_read(files, stored, device, adapter) for stored in names(name)]
         whole = parts[0] if len(parts) == 1 else torch.cat(parts)
         assign(module, name, whole.reshape(parameter.shape).to(parameter.dtype))
 
@@ -122,7 +126,7 @@ def load_transformer(
     """Build a range of layers (all by default) on `device` and read its weights."""
     with torch.device("meta"):
         transformer = Transformer(config, layers, dtype)
-    fill(transformer, files, device, adapter)
+    fill(transformer, files, lambda name: stored_names(name, config), device, adapter)
     return transformer.eval()
 
 
@@ -136,7 +140,7 @@ def load_condition_embedder(
     """Build the time, text and speech embedding on `device` and read its weights."""
     with torch.device("meta"):
         embedder = ConditionEmbedder(config, dtype)
-    fill(embedder, files, device)
+    fill(embedder, files, lambda name: stored_names(name, config), device)
     return embedder.eval()
 
 

@@ -1,0 +1,127 @@
+"""What was asked for, through the encoders, to what the transformer reads.
+
+Everything here is computed once per job. Shapes: latents (C, F, H, W); L text tokens, D text width;
+A speech feature width, V video frames, Y wav2vec hidden states.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from transformers import UMT5EncoderModel, Wav2Vec2Model
+
+from liveavatar.model.audio_encoder import (
+    features_per_video_frame,
+    hidden_states,
+    normalise_waveform,
+    resample_to_30hz,
+)
+from liveavatar.model.text_encoder import encode_text
+from liveavatar.model.vae import Encoder, encode_still
+
+MOTION_FRAMES = 73
+"""Frames of the still portrait that stand in for what happened before the video: 19 latents."""
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """A job's inputs, encoded.
+
+    Attributes:
+        reference_CFHW: latent of the portrait alone, one latent frame.
+        motion_CFHW: latents of the portrait held still, 19 latent frames.
+        text_LD: text encoder rows of the prompt, at most text_len.
+        speech_AV: mixed wav2vec features per video frame, float32; zeros behind the speech.
+    """
+
+    reference_CFHW: Tensor
+    motion_CFHW: Tensor
+    text_LD: Tensor
+    speech_AV: Tensor
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """The networks that make conditions; each may lie on a device of its own."""
+
+    text: UMT5EncoderModel
+    tokenizer: Tokenizer
+    speech: Wav2Vec2Model
+    image: Encoder
+
+
+def encode_conditions(
+    encoders: Encoders,
+    portrait_HWC: np.ndarray,
+    speech_N: np.ndarray,
+    prompt: str,
+    *,
+    text_len: int,
+    mixing_weights_Y: Tensor,
+    num_video_frames: int,
+) -> Conditions:
+    """Encode one job.
+
+    Args:
+        encoders: the networks.
+        portrait_HWC: uint8 RGB, cropped to the video's size.
+        speech_N: float32 mono at 16 kHz.
+        prompt: as the user wrote it.
+        text_len: text tokens kept, the end token included.
+        mixing_weights_Y: weight of each wav2vec hidden state.
+        num_video_frames: frames that will be generated, whole blocks.
+
+    Raises:
+        RequestError: the speech is shorter than one wav2vec frame.
+    """
+    reference_CFHW, motion_CFHW = encode_portrait(encoders.image, portrait_HWC)
+    return Conditions(
+        reference_CFHW,
+        motion_CFHW,
+        encode_text(encoders.text, encoders.tokenizer, prompt, text_len),
+        encode_speech(encoders.speech, speech_N, mixing_weights_Y, num_video_frames),
+    )
+
+
+def encode_portrait(encoder: Encoder, portrait_HWC: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Encode a portrait, uint8 RGB, to the reference (C, 1, H, W) and the motion (C, 19, H, W)."""
+    image_CHW = torch.from_numpy(portrait_HWC).permute(2, 0, 1).float() / 255 * 2 - 1
+    return encode_still(encoder, image_CHW, 1), encode_still(encoder, image_CHW, MOTION_FRAMES)
+
+
+@torch.no_grad()
+def encode_speech(
+    encoder: Wav2Vec2Model, speech_N: np.ndarray, mixing_weights_Y: Tensor, num_video_frames: int
+) -> Tensor:
+    """Encode speech to one feature vector per video frame.
+
+    Mixing the hidden states commutes with resampling them in time, so one layer's state exists at a
+    time and never the stack of all.
+
+    Args:
+        encoder: wav2vec 2.0.
+        speech_N: float32 mono at 16 kHz.
+        mixing_weights_Y: weight of each hidden state, sum 1.
+        num_video_frames: frames wanted.
+
+    Returns:
+        (A, num_video_frames) float32 on the encoder's device; zeros behind the speech.
+
+    Raises:
+        RequestError: the speech is shorter than one frame of 25 ms.
+    """
+    waveform_N = normalise_waveform(torch.from_numpy(speech_N)).to(encoder.device)
+    weights = mixing_weights_Y.float().tolist()
+    mixed_TA: Tensor | None = None
+    for weight, state_TA in zip(weights, hidden_states(encoder, waveform_N), strict=True):
+        part = state_TA.float() * weight
+        mixed_TA = part if mixed_TA is None else mixed_TA.add_(part)
+    assert mixed_TA is not None
+    return features_per_video_frame(resample_to_30hz(mixed_TA), num_video_frames).T.contiguous()
+
+
+def mix_features(features_YAV: Tensor, mixing_weights_Y: Tensor) -> Tensor:
+    """Mix stacked hidden states (Y, A, V) that were resampled before, to (A, V) float32."""
+    return torch.einsum("yav,y->av", features_YAV.float(), mixing_weights_Y.float())

@@ -1,0 +1,151 @@
+"""The published checkpoint directory: its parts, and each of them built alone.
+
+    config.json, diffusion_pytorch_model*.safetensors (+ index)    transformer
+    models_t5_umt5-xxl-enc-bf16.pth, google/umt5-xxl/               text encoder, tokenizer
+    wav2vec2-large-xlsr-53-english/                                 speech encoder
+    Wan2.1_VAE.pth                                                  video autoencoder
+
+Opening reads names and shapes only. Sizes that no config file states are read off the tensors.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from transformers import UMT5EncoderModel, Wav2Vec2Model
+
+from liveavatar.config import TransformerConfig
+from liveavatar.errors import CheckpointError
+from liveavatar.model import weights
+from liveavatar.model.audio_encoder import load_audio_encoder
+from liveavatar.model.checkpoint_files import TensorFiles, load_into, open_tensor_files
+from liveavatar.model.lora import Adapter, open_adapter
+from liveavatar.model.text_encoder import load_text_encoder, load_tokenizer
+from liveavatar.model.transformer import ConditionEmbedder, Transformer
+from liveavatar.model.vae import Decoder, Encoder, VAEConfig
+
+CONFIG = "config.json"
+TRANSFORMER_INDEX = "diffusion_pytorch_model.safetensors.index.json"
+TRANSFORMER_SINGLE = "diffusion_pytorch_model.safetensors"
+TEXT_ENCODER = "models_t5_umt5-xxl-enc-bf16.pth"
+TOKENIZER = "google/umt5-xxl"
+SPEECH_ENCODER = "wav2vec2-large-xlsr-53-english"
+VAE = "Wan2.1_VAE.pth"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint; every `load_*` builds one part on the device and dtype asked for.
+
+    Attributes:
+        directory: where it lies.
+        config: shape of the transformer.
+        vae_config: shape of the autoencoder.
+        transformer_files: the transformer's tensors.
+        vae_files: the autoencoder's tensors.
+        adapter: merged while layers are read; None without one.
+    """
+
+    directory: Path
+    config: TransformerConfig
+    vae_config: VAEConfig
+    transformer_files: TensorFiles
+    vae_files: TensorFiles
+    adapter: Adapter | None
+
+    def load_transformer(
+        self, *, dtype: torch.dtype, device: torch.device | str, layers: range | None = None
+    ) -> Transformer:
+        """Build a range of layers, all by default, with the adapter merged."""
+        return weights.load_transformer(
+            self.transformer_files,
+            self.config,
+            layers=layers,
+            dtype=dtype,
+            device=device,
+            adapter=self.adapter,
+        )
+
+    def load_condition_embedder(
+        self, *, dtype: torch.dtype, device: torch.device | str
+    ) -> ConditionEmbedder:
+        """Build the embedding of time, text and speech."""
+        return weights.load_condition_embedder(
+            self.transformer_files, self.config, dtype=dtype, device=device
+        )
+
+    def load_vae_encoder(self, *, dtype: torch.dtype, device: torch.device | str) -> Encoder:
+        """Build the encoding half of the autoencoder."""
+        with torch.device("meta"):
+            encoder = Encoder(self.vae_config)
+        load_into(encoder, self.vae_files, device=device, dtype=dtype)
+        return encoder.eval()
+
+    def load_vae_decoder(self, *, dtype: torch.dtype, device: torch.device | str) -> Decoder:
+        """Build the decoding half of the autoencoder."""
+        with torch.device("meta"):
+            decoder = Decoder(self.vae_config)
+        load_into(decoder, self.vae_files, device=device, dtype=dtype)
+        return decoder.eval()
+
+    def load_text_encoder(
+        self, *, dtype: torch.dtype, device: torch.device | str
+    ) -> UMT5EncoderModel:
+        """Build the umT5 encoder."""
+        return load_text_encoder(self.directory / TEXT_ENCODER, device, dtype)
+
+    def load_tokenizer(self) -> Tokenizer:
+        """Read the umT5 tokenizer."""
+        return load_tokenizer(self.directory / TOKENIZER)
+
+    def load_audio_encoder(
+        self, *, dtype: torch.dtype, device: torch.device | str
+    ) -> Wav2Vec2Model:
+        """Build the wav2vec 2.0 encoder."""
+        return load_audio_encoder(self.directory / SPEECH_ENCODER, device, dtype)
+
+
+def open_checkpoint(directory: Path, adapter_path: Path | None = None) -> Checkpoint:
+    """Open a checkpoint directory and check that its parts are there and fit the network.
+
+    Args:
+        directory: in the layout of the release, see the module's docstring.
+        adapter_path: LiveAvatar adapter, file or folder; None for a checkpoint that has it merged.
+
+    Raises:
+        CheckpointError: a part is missing, damaged or of another size.
+        ConfigError: `config.json` describes another network.
+    """
+    if not directory.is_dir():
+        raise CheckpointError(
+            f"{directory}: expected a checkpoint folder; set ckpt_dir to one that holds {CONFIG}"
+        )
+    parts = (CONFIG, TEXT_ENCODER, TOKENIZER, SPEECH_ENCODER, VAE)
+    missing = [part for part in parts if not (directory / part).exists()]
+    if missing:
+        raise CheckpointError(
+            f"{directory}: not a complete checkpoint, {', '.join(missing)} missing; fetch the "
+            "whole folder again"
+        )
+    index = directory / TRANSFORMER_INDEX
+    files = open_tensor_files(index if index.exists() else directory / TRANSFORMER_SINGLE)
+    config = _sized(TransformerConfig.from_file(directory / CONFIG), files)
+    vae_files = open_tensor_files(directory / VAE)
+    vae_config = VAEConfig.from_shapes(vae_files.shapes())
+    if vae_config.z_dim != config.in_dim or vae_config.spatial_stride != 8:
+        raise CheckpointError(
+            f"{vae_files.path}: latents of {vae_config.z_dim} channels at 1/"
+            f"{vae_config.spatial_stride}, the transformer needs {config.in_dim} at 1/8"
+        )
+    adapter = None if adapter_path is None else open_adapter(adapter_path, config)
+    return Checkpoint(directory, config, vae_config, files, vae_files, adapter)
+
+
+def _sized(config: TransformerConfig, files: TensorFiles) -> TransformerConfig:
+    """Take from the tensors what the published config.json leaves out."""
+    return replace(
+        config,
+        text_dim=files.shape("text_embedding.0.weight")[-1],
+        num_audio_states=files.shape("casual_audio_encoder.weights")[1],
+    )

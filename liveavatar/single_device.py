@@ -1,0 +1,173 @@
+"""The whole path on one device, top to bottom: the oracle every faster path is measured against.
+
+Blocks are made one after another, each through all denoise steps. One condition is prefilled before
+block 0; when the first clip is done, the first generated latent frame becomes the reference and the
+condition is prefilled again, while the rings go on. Memory does not depend on the length: frames
+leave as they are decoded.
+
+Shapes: latents (C, F, H, W), frames (T, H, W, C) uint8.
+
+Source: Alibaba-Quark/LiveAvatar at 9c2c38d, the pipelined variant.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from liveavatar.conditioning import Conditions
+from liveavatar.config import FRAMES_PER_BLOCK, LATENT_FRAMES_PER_BLOCK
+from liveavatar.model.denoiser import Denoiser, Item, TokenGrid
+from liveavatar.model.transformer import ConditionEmbedder, Transformer
+from liveavatar.model.vae import Decoder
+from liveavatar.model.vae_stream import decode_step, new_decoder_state, to_uint8
+from liveavatar.sampling import Schedule, block_noise, euler_step, relative_distance
+from liveavatar.timeline import HELD_FRAMES, Timeline
+
+WARM_UP_LATENT_FRAMES = 7
+"""Motion latents the decoder is fed before the first block; their frames are not shown."""
+
+
+@dataclass(frozen=True)
+class Models:
+    """The networks that make frames out of conditions."""
+
+    transformer: Transformer
+    embedder: ConditionEmbedder
+    decoder: Decoder
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of a video.
+
+    Attributes:
+        noise: starting sample (C, 3, H, W) of a block.
+        distance: relative distance of the reference, 4..30, at a block and denoise step.
+    """
+
+    noise: Callable[[int], Tensor]
+    distance: Callable[[int, int], int]
+
+
+def seeded_draws(seed: int, like: Tensor) -> Draws:
+    """Draws of a seed, for latents of the size, dtype and device of `like` (C, F, H, W)."""
+    shape = (like.shape[0], LATENT_FRAMES_PER_BLOCK, *like.shape[2:])
+    return Draws(
+        lambda block: block_noise(seed, block, shape, dtype=like.dtype, device=like.device),
+        lambda block, step: relative_distance(seed, block, step),
+    )
+
+
+@torch.no_grad()
+def generate_latents(
+    models: Models, conditions: Conditions, timeline: Timeline, schedule: Schedule, draws: Draws
+) -> Iterator[Tensor]:
+    """Yield the final latent (C, 3, H, W) of each block."""
+    transformer, embedder = models.transformer, models.embedder
+    denoiser = Denoiser(
+        transformer,
+        embedder.embed_time(schedule.timesteps),
+        embedder.embed_text(conditions.text_LD),
+        TokenGrid.of_latent(conditions.reference_CFHW),
+        timeline.window_blocks,
+    )
+    first_latent_CFHW = conditions.reference_CFHW
+    for block in range(timeline.num_blocks):
+        version = timeline.condition_version(block)
+        if block in (0, timeline.refresh_block):
+            reference = conditions.reference_CFHW if version == 0 else first_latent_CFHW
+            denoiser.prefill(
+                transformer.embed_condition(reference, conditions.motion_CFHW), version
+            )
+        heard = slice(block * FRAMES_PER_BLOCK, (block + 1) * FRAMES_PER_BLOCK)
+        denoiser.hear(block, embedder.audio_encoder.encode_block(conditions.speech_AV[:, heard]))
+        sample_CFHW = draws.noise(block)
+        for step in range(schedule.num_steps):
+            item = Item(block, step, version, draws.distance(block, step))
+            hidden_LD = denoiser.forward(transformer.embed_block(sample_CFHW), item)
+            velocity_CFHW = denoiser.head(hidden_LD, step)
+            sample_CFHW = euler_step(sample_CFHW, velocity_CFHW, schedule, step)
+        denoiser.finish_block(block)
+        if block == 0:
+            first_latent_CFHW = sample_CFHW[:, :1]
+        yield sample_CFHW
+
+
+@torch.no_grad()
+def decode_latents(
+    decoder: Decoder, motion_CFHW: Tensor, latents: Iterable[Tensor]
+) -> Iterator[Tensor]:
+    """Decode a stream of latents (C, F, H, W), however many blocks each holds.
+
+    The decoder is fed the start of the motion latents first. The first three frames of the video
+    belong to that still beginning and are not yielded.
+
+    Args:
+        decoder: on the device where decoding happens.
+        motion_CFHW: motion latents, at least 7 latent frames.
+        latents: final latents in order.
+
+    Yields:
+        Frames (3, T, H, W), about [-1, 1], not clamped; T is 4F, less 3 for the first.
+    """
+    stride = decoder.config.spatial_stride
+    height, width = motion_CFHW.shape[2] * stride, motion_CFHW.shape[3] * stride
+    state = new_decoder_state(decoder, height, width)
+    decode_step(decoder, motion_CFHW[:, :WARM_UP_LATENT_FRAMES], state)
+    skipped = HELD_FRAMES
+    for latent_CFHW in latents:
+        yield decode_step(decoder, latent_CFHW, state)[:, skipped:]
+        skipped = 0
+
+
+def render(
+    models: Models,
+    conditions: Conditions,
+    portrait_HWC: Tensor,
+    timeline: Timeline,
+    schedule: Schedule,
+    draws: Draws,
+    *,
+    online_decode: bool = True,
+) -> Iterator[Tensor]:
+    """Yield the video's frames as they are made, block by block.
+
+    Frame i is the one made for the speech at i/25 s: the video begins with the portrait held for the
+    three frames that the model does not make.
+
+    Args:
+        models: the networks.
+        conditions: the encoded job.
+        portrait_HWC: uint8, of the video's size.
+        timeline: how many blocks and frames.
+        schedule: noise levels.
+        draws: random numbers.
+        online_decode: decode every block when it is done; else every clip. The frames are the same.
+
+    Yields:
+        Frames (T, H, W, 3) uint8 on the CPU; `timeline.num_frames` in all.
+    """
+    latents = generate_latents(models, conditions, timeline, schedule, draws)
+    if not online_decode:
+        latents = _joined(latents, timeline.window_blocks)
+    remaining = timeline.num_frames
+    held_THWC = portrait_HWC.expand(HELD_FRAMES, -1, -1, -1)
+    for decoded in decode_latents(models.decoder, conditions.motion_CFHW, latents):
+        frames_THWC = torch.cat([held_THWC, to_uint8(decoded).cpu()])[:remaining]
+        held_THWC = held_THWC[:0]
+        remaining -= len(frames_THWC)
+        yield frames_THWC
+
+
+def _joined(latents: Iterable[Tensor], num_blocks: int) -> Iterator[Tensor]:
+    """Join every `num_blocks` latents along time."""
+    waiting: list[Tensor] = []
+    for latent_CFHW in latents:
+        waiting.append(latent_CFHW)
+        if len(waiting) == num_blocks:
+            yield torch.cat(waiting, dim=1)
+            waiting = []
+    if waiting:
+        yield torch.cat(waiting, dim=1)
