@@ -87,11 +87,15 @@ def stored_name(name: str, files: TensorFiles) -> str:
     Files saved with a head prefix every name; files saved before torch had parametrizations call
     the two factors of the positional convolution's weight `weight_g` and `weight_v`.
     """
-    prefixed = f"wav2vec2.{name}"
-    old = prefixed.replace("parametrizations.weight.original0", "weight_g")
-    old = old.replace("parametrizations.weight.original1", "weight_v")
-    candidates = (old, prefixed, old.removeprefix("wav2vec2."), name)
-    return next((candidate for candidate in candidates if candidate in files), old)
+    published = published_name(name)
+    candidates = (published, f"wav2vec2.{name}", published.removeprefix("wav2vec2."), name)
+    return next((candidate for candidate in candidates if candidate in files), published)
+
+
+def published_name(name: str) -> str:
+    """Return the name of a parameter of `Wav2Vec2Model` in the release's speech encoder."""
+    old = name.replace("parametrizations.weight.original0", "weight_g")
+    return "wav2vec2." + old.replace("parametrizations.weight.original1", "weight_v")
 
 
 def read_config(path: Path) -> Wav2Vec2Config:
