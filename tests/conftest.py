@@ -1,0 +1,26 @@
+"""What every test may rely on: devices and programs a test needs are there, or it is skipped.
+
+Set REQUIRE_BROWSER to make a missing browser fail the tests that need one, as continuous
+integration does.
+"""
+
+import importlib.util
+import os
+
+import pytest
+
+from tests.e2e.browser import CHROMIUM
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.environ.get("REQUIRE_BROWSER"):
+        return
+    missing = None
+    if importlib.util.find_spec("playwright") is None:
+        missing = "playwright is not installed"
+    elif not CHROMIUM.is_file():
+        missing = f"{CHROMIUM} is not installed"
+    if missing:
+        for item in items:
+            if "browser" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason=missing))
