@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import UMT5EncoderModel, Wav2Vec2Model
 
+from liveavatar.config import FRAMES_PER_BLOCK
 from liveavatar.model.audio_encoder import (
     features_per_video_frame,
     hidden_states,
@@ -19,6 +20,7 @@ from liveavatar.model.audio_encoder import (
     resample_to_30hz,
 )
 from liveavatar.model.text_encoder import encode_text
+from liveavatar.model.transformer import ConditionEmbedder
 from liveavatar.model.vae import Encoder, encode_still
 
 MOTION_FRAMES = 73
@@ -58,9 +60,8 @@ def encode_conditions(
     speech_N: np.ndarray,
     prompt: str,
     *,
-    text_len: int,
-    mixing_weights_Y: Tensor,
-    num_video_frames: int,
+    embedder: ConditionEmbedder,
+    num_blocks: int,
 ) -> Conditions:
     """Encode one job.
 
@@ -69,9 +70,8 @@ def encode_conditions(
         portrait_HWC: uint8 RGB, cropped to the video's size.
         speech_N: float32 mono at 16 kHz.
         prompt: as the user wrote it.
-        text_len: text tokens kept, the end token included.
-        mixing_weights_Y: weight of each wav2vec hidden state.
-        num_video_frames: frames that will be generated, whole blocks.
+        embedder: tells how many text tokens are kept and how hidden states are mixed.
+        num_blocks: blocks that will be generated.
 
     Raises:
         RequestError: the speech is shorter than one wav2vec frame.
@@ -80,14 +80,19 @@ def encode_conditions(
     return Conditions(
         reference_CFHW,
         motion_CFHW,
-        encode_text(encoders.text, encoders.tokenizer, prompt, text_len),
-        encode_speech(encoders.speech, speech_N, mixing_weights_Y, num_video_frames),
+        encode_text(encoders.text, encoders.tokenizer, prompt, embedder.config.text_len),
+        encode_speech(
+            encoders.speech,
+            speech_N,
+            embedder.audio_encoder.mixing_weights(),
+            num_blocks * FRAMES_PER_BLOCK,
+        ),
     )
 
 
 def encode_portrait(encoder: Encoder, portrait_HWC: np.ndarray) -> tuple[Tensor, Tensor]:
     """Encode a portrait, uint8 RGB, to the reference (C, 1, H, W) and the motion (C, 19, H, W)."""
-    image_CHW = torch.from_numpy(portrait_HWC).permute(2, 0, 1).float() / 255 * 2 - 1
+    image_CHW = torch.tensor(portrait_HWC).permute(2, 0, 1).float() / 255 * 2 - 1
     return encode_still(encoder, image_CHW, 1), encode_still(encoder, image_CHW, MOTION_FRAMES)
 
 
@@ -112,7 +117,7 @@ def encode_speech(
     Raises:
         RequestError: the speech is shorter than one frame of 25 ms.
     """
-    waveform_N = normalise_waveform(torch.from_numpy(speech_N)).to(encoder.device)
+    waveform_N = normalise_waveform(torch.tensor(speech_N)).to(encoder.device)
     weights = mixing_weights_Y.float().tolist()
     mixed_TA: Tensor | None = None
     for weight, state_TA in zip(weights, hidden_states(encoder, waveform_N), strict=True):

@@ -122,35 +122,45 @@ def decode_latents(
         skipped = 0
 
 
+@dataclass(frozen=True)
+class RenderOptions:
+    """How a video is sampled and decoded.
+
+    Attributes:
+        schedule: noise levels.
+        draws: random numbers.
+        online_decode: decode every block when it is done; else every clip. The frames are the same.
+    """
+
+    schedule: Schedule
+    draws: Draws
+    online_decode: bool = True
+
+
 def render(
     models: Models,
     conditions: Conditions,
     portrait_HWC: Tensor,
     timeline: Timeline,
-    schedule: Schedule,
-    draws: Draws,
-    *,
-    online_decode: bool = True,
+    options: RenderOptions,
 ) -> Iterator[Tensor]:
     """Yield the video's frames as they are made, block by block.
 
-    Frame i is the one made for the speech at i/25 s: the video begins with the portrait held for the
-    three frames that the model does not make.
+    Frame i is the one made for the speech at i/25 s: the video begins with the portrait held for
+    the three frames that the model does not make.
 
     Args:
         models: the networks.
         conditions: the encoded job.
         portrait_HWC: uint8, of the video's size.
         timeline: how many blocks and frames.
-        schedule: noise levels.
-        draws: random numbers.
-        online_decode: decode every block when it is done; else every clip. The frames are the same.
+        options: schedule, random numbers, when to decode.
 
     Yields:
         Frames (T, H, W, 3) uint8 on the CPU; `timeline.num_frames` in all.
     """
-    latents = generate_latents(models, conditions, timeline, schedule, draws)
-    if not online_decode:
+    latents = generate_latents(models, conditions, timeline, options.schedule, options.draws)
+    if not options.online_decode:
         latents = _joined(latents, timeline.window_blocks)
     remaining = timeline.num_frames
     held_THWC = portrait_HWC.expand(HELD_FRAMES, -1, -1, -1)

@@ -48,10 +48,13 @@ def attend(query_LNH: Tensor, kv: KeyValue) -> Tensor:
     Returns:
         (L, N*H) or (F, L, N*H), dtype of the query.
     """
-    out = F.scaled_dot_product_attention(
-        query_LNH.transpose(-3, -2), kv.key_KNH.transpose(-3, -2), kv.value_KNH.transpose(-3, -2)
+    # The fused kernels take four axes only; with three the scores would be written out.
+    query, key, value = (
+        tokens.transpose(-3, -2) if tokens.ndim == 4 else tokens.transpose(-3, -2)[None]
+        for tokens in (query_LNH, kv.key_KNH, kv.value_KNH)
     )
-    return out.transpose(-3, -2).flatten(-2)
+    out = F.scaled_dot_product_attention(query, key, value).transpose(-3, -2).flatten(-2)
+    return out if query_LNH.ndim == 4 else out[0]
 
 
 class SelfAttention(nn.Module):

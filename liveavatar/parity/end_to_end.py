@@ -30,9 +30,7 @@ def check_e2e(fixture: Fixture) -> Iterator[Check]:
         encode_still(encoder, portrait, 1),
         encode_still(encoder, portrait, fixture.config["motion_frames"]),
         inputs["context"],
-        mix_features(
-            inputs["audio_features"][0], models.embedder.audio_encoder.mixing_weights()
-        ),
+        mix_features(inputs["audio_features"][0], models.embedder.audio_encoder.mixing_weights()),
     )
     for name, ours in (
         ("ref_latents", conditions.reference_CFHW),

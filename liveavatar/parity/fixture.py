@@ -128,7 +128,9 @@ class Fixture:
             self.spec: dict[str, Any] = json.loads((path / "fixture.json").read_text())
             self.kind: str = self.spec["kind"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{path}/fixture.json: expected an object with a kind: {error}") from None
+            raise ConfigError(
+                f"{path}/fixture.json: expected an object with a kind: {error}"
+            ) from None
 
     @property
     def name(self) -> str:

@@ -112,9 +112,7 @@ def _recorded_cache(
         block_tokens=stated["tokens_per_frame"] * stated["frames"],
         window_blocks=stated["ring_blocks"],
     )
-    cache = LayerCache(
-        shape, config.num_heads, config.head_dim, dtype=torch.float32, device="cpu"
-    )
+    cache = LayerCache(shape, config.num_heads, config.head_dim, dtype=torch.float32, device="cpu")
     cache.key_SKNH[0, shape.condition_tokens :] = inputs["ring.k"][0]
     cache.value_SKNH[0, shape.condition_tokens :] = inputs["ring.v"][0]
     nothing = torch.zeros(0, config.head_dim // 2)
@@ -140,9 +138,7 @@ def check_dit_full(fixture: Fixture) -> Iterator[Check]:
         for part, ours in (("k", condition.key_KNH), ("v", condition.value_KNH)):
             name = f"sink.cond_{part}.{layer}"
             yield fixture.compare(name, ours[None], outputs[name])
-    speech = mix_features(
-        inputs["audio_features"][0], embedder.audio_encoder.mixing_weights()
-    )
+    speech = mix_features(inputs["audio_features"][0], embedder.audio_encoder.mixing_weights())
     taps = Taps(fixture, denoiser, time, text)
     for block, sample in enumerate(inputs["noise"]):
         heard = speech[:, block * FRAMES_PER_BLOCK : (block + 1) * FRAMES_PER_BLOCK]
@@ -254,9 +250,7 @@ def check_t5(fixture: Fixture) -> Iterator[Check]:
         yield fixture.compare(name, ours, data[name])
 
 
-def vae_halves(
-    files: TensorFiles, spec: Mapping[str, Any]
-) -> tuple[Encoder, Decoder]:
+def vae_halves(files: TensorFiles, spec: Mapping[str, Any]) -> tuple[Encoder, Decoder]:
     """Build both halves of a recorded autoencoder in float32."""
     config = VAEConfig.from_shapes(
         files.shapes(), tuple(spec["latent_mean"]), tuple(spec["latent_std"])
