@@ -7,6 +7,7 @@ A speech feature width, V video frames, Y wav2vec hidden states.
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -56,8 +57,8 @@ class Encoders:
 
 def encode_conditions(
     encoders: Encoders,
-    portrait_HWC: np.ndarray,
-    speech_N: np.ndarray,
+    portrait_HWC: npt.NDArray[np.uint8],
+    speech_N: npt.NDArray[np.float32],
     prompt: str,
     *,
     embedder: ConditionEmbedder,
@@ -90,7 +91,7 @@ def encode_conditions(
     )
 
 
-def encode_portrait(encoder: Encoder, portrait_HWC: np.ndarray) -> tuple[Tensor, Tensor]:
+def encode_portrait(encoder: Encoder, portrait_HWC: npt.NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
     """Encode a portrait, uint8 RGB, to the reference (C, 1, H, W) and the motion (C, 19, H, W)."""
     image_CHW = torch.tensor(portrait_HWC).permute(2, 0, 1).float() / 255 * 2 - 1
     return encode_still(encoder, image_CHW, 1), encode_still(encoder, image_CHW, MOTION_FRAMES)
@@ -98,7 +99,10 @@ def encode_portrait(encoder: Encoder, portrait_HWC: np.ndarray) -> tuple[Tensor,
 
 @torch.no_grad()
 def encode_speech(
-    encoder: Wav2Vec2Model, speech_N: np.ndarray, mixing_weights_Y: Tensor, num_video_frames: int
+    encoder: Wav2Vec2Model,
+    speech_N: npt.NDArray[np.float32],
+    mixing_weights_Y: Tensor,
+    num_video_frames: int,
 ) -> Tensor:
     """Encode speech to one feature vector per video frame.
 

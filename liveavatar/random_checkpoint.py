@@ -48,7 +48,7 @@ TINY = TransformerConfig(
     text_len=64,
     text_dim=32,
 )
-TINY_VAE = VAEConfig(dim=8)
+TINY_VAE = VAEConfig(dim=4, num_res_blocks=1)
 TINY_TEXT = UMT5Config(
     vocab_size=256, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, is_encoder_decoder=False
 )

@@ -9,6 +9,7 @@ Opening reads names and shapes only. Sizes that no config file states are read o
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,13 +18,13 @@ from transformers import UMT5EncoderModel, Wav2Vec2Model
 
 from liveavatar.config import TransformerConfig
 from liveavatar.errors import CheckpointError
-from liveavatar.model import weights
 from liveavatar.model.audio_encoder import load_audio_encoder
 from liveavatar.model.checkpoint_files import TensorFiles, load_into, open_tensor_files
 from liveavatar.model.lora import Adapter, open_adapter
 from liveavatar.model.text_encoder import load_text_encoder, load_tokenizer
 from liveavatar.model.transformer import ConditionEmbedder, Transformer
 from liveavatar.model.vae import Decoder, Encoder, VAEConfig
+from liveavatar.model.weights import fill, stored_names
 
 CONFIG = "config.json"
 TRANSFORMER_INDEX = "diffusion_pytorch_model.safetensors.index.json"
@@ -35,8 +36,16 @@ VAE = "Wan2.1_VAE.pth"
 
 
 @dataclass(frozen=True)
+class Placement:
+    """Where a network goes and in what precision its large matrices are."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint; every `load_*` builds one part on the device and dtype asked for.
+    """An opened checkpoint; every `load_*` builds one part alone, where it is wanted.
 
     Attributes:
         directory: where it lies.
@@ -54,56 +63,47 @@ class Checkpoint:
     vae_files: TensorFiles
     adapter: Adapter | None
 
-    def load_transformer(
-        self, *, dtype: torch.dtype, device: torch.device | str, layers: range | None = None
-    ) -> Transformer:
+    def load_transformer(self, where: Placement, layers: range | None = None) -> Transformer:
         """Build a range of layers, all by default, with the adapter merged."""
-        return weights.load_transformer(
-            self.transformer_files,
-            self.config,
-            layers=layers,
-            dtype=dtype,
-            device=device,
-            adapter=self.adapter,
-        )
+        with torch.device("meta"):
+            transformer = Transformer(self.config, layers, where.dtype)
+        names = partial(stored_names, config=self.config)
+        fill(transformer, self.transformer_files, names, where.device, self.adapter)
+        return transformer.eval()
 
-    def load_condition_embedder(
-        self, *, dtype: torch.dtype, device: torch.device | str
-    ) -> ConditionEmbedder:
+    def load_condition_embedder(self, where: Placement) -> ConditionEmbedder:
         """Build the embedding of time, text and speech."""
-        return weights.load_condition_embedder(
-            self.transformer_files, self.config, dtype=dtype, device=device
-        )
+        with torch.device("meta"):
+            embedder = ConditionEmbedder(self.config, where.dtype)
+        names = partial(stored_names, config=self.config)
+        fill(embedder, self.transformer_files, names, where.device)
+        return embedder.eval()
 
-    def load_vae_encoder(self, *, dtype: torch.dtype, device: torch.device | str) -> Encoder:
+    def load_vae_encoder(self, where: Placement) -> Encoder:
         """Build the encoding half of the autoencoder."""
         with torch.device("meta"):
             encoder = Encoder(self.vae_config)
-        load_into(encoder, self.vae_files, device=device, dtype=dtype)
+        load_into(encoder, self.vae_files, device=where.device, dtype=where.dtype)
         return encoder.eval()
 
-    def load_vae_decoder(self, *, dtype: torch.dtype, device: torch.device | str) -> Decoder:
+    def load_vae_decoder(self, where: Placement) -> Decoder:
         """Build the decoding half of the autoencoder."""
         with torch.device("meta"):
             decoder = Decoder(self.vae_config)
-        load_into(decoder, self.vae_files, device=device, dtype=dtype)
+        load_into(decoder, self.vae_files, device=where.device, dtype=where.dtype)
         return decoder.eval()
 
-    def load_text_encoder(
-        self, *, dtype: torch.dtype, device: torch.device | str
-    ) -> UMT5EncoderModel:
+    def load_text_encoder(self, where: Placement) -> UMT5EncoderModel:
         """Build the umT5 encoder."""
-        return load_text_encoder(self.directory / TEXT_ENCODER, device, dtype)
+        return load_text_encoder(self.directory / TEXT_ENCODER, where.device, where.dtype)
 
     def load_tokenizer(self) -> Tokenizer:
         """Read the umT5 tokenizer."""
         return load_tokenizer(self.directory / TOKENIZER)
 
-    def load_audio_encoder(
-        self, *, dtype: torch.dtype, device: torch.device | str
-    ) -> Wav2Vec2Model:
+    def load_audio_encoder(self, where: Placement) -> Wav2Vec2Model:
         """Build the wav2vec 2.0 encoder."""
-        return load_audio_encoder(self.directory / SPEECH_ENCODER, device, dtype)
+        return load_audio_encoder(self.directory / SPEECH_ENCODER, where.device, where.dtype)
 
 
 def open_checkpoint(directory: Path, adapter_path: Path | None = None) -> Checkpoint:

@@ -47,6 +47,9 @@ class Fp8Linear(nn.Module):
         linear: the layer to replace; its weight is quantised at once.
     """
 
+    weight: Tensor
+    weight_scale: Tensor
+
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         weight = quantise(linear.weight.detach())

@@ -79,7 +79,10 @@ class VAEConfig:
     def __post_init__(self) -> None:
         """Raise ConfigError if the fields contradict each other."""
         if not self.dim_mult or min(self.dim, self.z_dim, self.num_res_blocks, *self.dim_mult) < 1:
-            raise ConfigError(f"the VAE needs at least one of everything, got {self}")
+            raise ConfigError(
+                f"dim {self.dim}, z_dim {self.z_dim}, num_res_blocks {self.num_res_blocks} and "
+                f"each of dim_mult {self.dim_mult} should be at least 1"
+            )
         if len(self.temporal_downsample) != len(self.dim_mult) - 1:
             raise ConfigError(
                 f"temporal_downsample has {len(self.temporal_downsample)} entries; "
@@ -146,6 +149,11 @@ class VAEConfig:
                 f"before {name}; give the Wan2.1 VAE with its original tensor names"
             )
         widths = [level[-1] for level in reversed(levels)]
+        if any(width % widths[0] for width in widths):
+            raise CheckpointError(
+                f"VAE checkpoint: decoder levels are {widths} channels wide, expected multiples of "
+                "the first; the file is damaged or of another model"
+            )
         try:
             config = cls(
                 dim=widths[0],
@@ -324,6 +332,7 @@ def encode(encoder: Encoder, video_CTHW: Tensor) -> Tensor:
     if (
         video_CTHW.ndim != 4
         or video_CTHW.shape[0] != 3
+        or video_CTHW.shape[1] < 1
         or (video_CTHW.shape[1] - 1) % stride
     ):
         raise ConfigError(
@@ -334,15 +343,13 @@ def encode(encoder: Encoder, video_CTHW: Tensor) -> Tensor:
     history = new_history(encoder.encoder.history_specs, height, width, encoder.conv1.weight)
     frames_TCHW = video_CTHW.transpose(0, 1)
     latents_FCHW = []
+    chunk_frames = max(_ENCODE_CHUNK_FRAMES // stride, 1) * stride
     # The first chunk is the frame that stands alone.
-    for chunk_TCHW in (frames_TCHW[:1], *frames_TCHW[1:].split(_chunk_frames(stride))):
-        if chunk_TCHW.shape[0] > 0:
-            latents_FCHW.append(encoder(_like_parameters(chunk_TCHW, encoder), history))
+    starts = (0, *range(1, len(frames_TCHW), chunk_frames))
+    for start, end in zip(starts, (*starts[1:], len(frames_TCHW)), strict=True):
+        chunk_TCHW = _like_parameters(frames_TCHW[start:end], encoder)
+        latents_FCHW.append(encoder(chunk_TCHW, history))
     return torch.cat(latents_FCHW).transpose(0, 1)
-
-
-def _chunk_frames(stride: int) -> int:
-    return max(_ENCODE_CHUNK_FRAMES // stride, 1) * stride
 
 
 def _like_parameters(frames_TCHW: Tensor, encoder: Encoder) -> Tensor:

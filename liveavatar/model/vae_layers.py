@@ -133,7 +133,9 @@ class CausalConv3d(nn.Conv3d):
         self.num_past = kernel[0] - 1
         self.slot = plan.reserve(in_channels, self.num_past)
 
-    def forward(self, frames_TCHW: Tensor, history: History, norm: RMSNorm | None = None) -> Tensor:
+    def forward(  # type: ignore[override]
+        self, frames_TCHW: Tensor, history: History, norm: RMSNorm | None = None
+    ) -> Tensor:
         """Convolve the frames, or silu(norm(frames)), after the remembered ones; T stays."""
         past_TCHW = history.frames[self.slot]
         num_frames, channels, height, width = frames_TCHW.shape
@@ -309,7 +311,7 @@ class Head(nn.ModuleDict):
 
 
 def middle_layers(plan: HistoryPlan, channels: int) -> nn.ModuleList:
-    """Make the layers at latent resolution that the encoder ends with and the decoder begins with."""
+    """Make the layers at latent size: the end of an encoder, the beginning of a decoder."""
     return nn.ModuleList(
         [
             ResidualBlock(plan, channels, channels),

@@ -15,7 +15,6 @@ from liveavatar.config import TransformerConfig
 from liveavatar.model.checkpoint_files import TensorFiles, assign, require
 from liveavatar.model.lora import Adapter
 from liveavatar.model.motion import PatchEmbedding
-from liveavatar.model.transformer import ConditionEmbedder, Transformer
 
 Names = Callable[[str], tuple[str, ...]]
 
@@ -112,36 +111,6 @@ def fill(
         parts = [_read(files, stored, device, adapter) for stored in names(name)]
         whole = parts[0] if len(parts) == 1 else torch.cat(parts)
         assign(module, name, whole.reshape(parameter.shape).to(parameter.dtype))
-
-
-def load_transformer(
-    files: TensorFiles,
-    config: TransformerConfig,
-    *,
-    layers: range | None = None,
-    dtype: torch.dtype,
-    device: torch.device | str,
-    adapter: Adapter | None = None,
-) -> Transformer:
-    """Build a range of layers (all by default) on `device` and read its weights."""
-    with torch.device("meta"):
-        transformer = Transformer(config, layers, dtype)
-    fill(transformer, files, lambda name: stored_names(name, config), device, adapter)
-    return transformer.eval()
-
-
-def load_condition_embedder(
-    files: TensorFiles,
-    config: TransformerConfig,
-    *,
-    dtype: torch.dtype,
-    device: torch.device | str,
-) -> ConditionEmbedder:
-    """Build the time, text and speech embedding on `device` and read its weights."""
-    with torch.device("meta"):
-        embedder = ConditionEmbedder(config, dtype)
-    fill(embedder, files, lambda name: stored_names(name, config), device)
-    return embedder.eval()
 
 
 def _read(

@@ -6,9 +6,13 @@ import torch
 
 from liveavatar.conditioning import Conditions, mix_features
 from liveavatar.model.vae import encode_still
-from liveavatar.model.weights import load_condition_embedder, load_transformer
 from liveavatar.parity.fixture import Check, Fixture, skipped
-from liveavatar.parity.networks import stated_schedule, transformer_config, vae_halves
+from liveavatar.parity.networks import (
+    stated_schedule,
+    transformer_config,
+    transformer_parts,
+    vae_halves,
+)
 from liveavatar.single_device import Draws, Models, decode_latents, generate_latents
 from liveavatar.timeline import Timeline
 
@@ -21,8 +25,7 @@ def check_e2e(fixture: Fixture) -> Iterator[Check]:
     weights = fixture.files(fixture.spec["weights"]["dit"])
     encoder, decoder = vae_halves(fixture.files(fixture.spec["weights"]["vae"]), fixture.spec)
     models = Models(
-        load_transformer(weights, config, dtype=torch.float32, device="cpu"),
-        load_condition_embedder(weights, config, dtype=torch.float32, device="cpu"),
+        *transformer_parts(weights, config),
         decoder,
     )
     portrait = inputs["ref_pixels"][0, :, 0]

@@ -41,10 +41,10 @@ class Tolerance:
             return cls(max_abs=float(stated))
         if isinstance(stated, str):
             return cls(max_ulp=1) if "ulp" in stated else cls(max_abs=0.0)
-        known = {key: float(stated[key]) for key in ("max_abs", "rel_l2") if key in stated}
-        if not known:
+        max_abs, rel_l2 = stated.get("max_abs"), stated.get("rel_l2")
+        if max_abs is None and rel_l2 is None:
             raise ConfigError(f"fixture.json: expected max_abs or rel_l2 in a tolerance: {stated}")
-        return cls(**known)
+        return cls(max_abs=max_abs, rel_l2=rel_l2)
 
     def __str__(self) -> str:
         """List the limits that are set."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,15 +29,10 @@ from liveavatar.model.kv_cache import CacheShape, LayerCache
 from liveavatar.model.rope import Rotation
 from liveavatar.model.text_encoder import encode_ids, encoder_config
 from liveavatar.model.text_encoder import stored_name as stored_text_name
-from liveavatar.model.transformer import Layer
+from liveavatar.model.transformer import ConditionEmbedder, Layer, Transformer
 from liveavatar.model.vae import Decoder, Encoder, VAEConfig, encode
 from liveavatar.model.vae_stream import decode, decode_step, new_decoder_state
-from liveavatar.model.weights import (
-    fill,
-    load_condition_embedder,
-    load_transformer,
-    stored_names,
-)
+from liveavatar.model.weights import fill, stored_names
 from liveavatar.parity.fixture import Check, Fixture, equal, skipped
 from liveavatar.parity.taps import Taps
 from liveavatar.sampling import Schedule, euler_step
@@ -51,6 +47,17 @@ def transformer_config(stated: Mapping[str, Any]) -> TransformerConfig:
     chosen.setdefault("num_heads", 1)
     chosen["num_audio_states"] = stated.get("wav2vec_layers", stated.get("layers", 25))
     return TransformerConfig.from_dict(chosen)
+
+
+def transformer_parts(
+    files: TensorFiles, config: TransformerConfig
+) -> tuple[Transformer, ConditionEmbedder]:
+    """Build a recorded transformer and its condition embedder in float32."""
+    with torch.device("meta"):
+        transformer, embedder = Transformer(config), ConditionEmbedder(config)
+    for part in (transformer, embedder):
+        fill(part, files, partial(stored_names, config=config))
+    return transformer.eval(), embedder.eval()
 
 
 def stated_schedule(fixture: Fixture) -> Schedule:
@@ -127,8 +134,7 @@ def check_dit_full(fixture: Fixture) -> Iterator[Check]:
     config, schedule = transformer_config(fixture.config), stated_schedule(fixture)
     inputs, outputs = fixture.inputs(), fixture.outputs()
     files = fixture.files()
-    transformer = load_transformer(files, config, dtype=torch.float32, device="cpu")
-    embedder = load_condition_embedder(files, config, dtype=torch.float32, device="cpu")
+    transformer, embedder = transformer_parts(files, config)
     time, text = embedder.embed_time(schedule.timesteps), embedder.embed_text(inputs["context"])
     reference, motion = inputs["ref_latents"][0], inputs["motion_latents"][0]
     grid = TokenGrid.of_latent(reference)
@@ -275,7 +281,7 @@ def check_vae(fixture: Fixture) -> Iterator[Check]:
     yield fixture.compare("decode_batch", ours, whole, "float32 tensors")
     stride = decoder.config.spatial_stride
     state = new_decoder_state(decoder, latents.shape[2] * stride, latents.shape[3] * stride)
-    chunks = latents.split(fixture.config["stream_chunks"], dim=1)
+    chunks = torch.split(latents, fixture.config["stream_chunks"], dim=1)
     for index, chunk in enumerate(chunks):
         name = f"decode_stream.chunk{index}"
         frames = decode_step(decoder, chunk, state)

@@ -136,9 +136,9 @@ def check_image_prep(fixture: Fixture) -> Iterator[Check]:
     """Output sizes of many pictures, and the crop of a few."""
     data = fixture.outputs("data.safetensors")
     for row in fixture.spec["size_table"]:
-        size = list(fit_size(tuple(row["image_hw"]), row["area"]))
+        listed = list(fit_size(tuple(row["image_hw"]), row["area"]))
         label = f"{fixture.name}/size {row['image_hw']} area {row['area']}"
-        yield equal(label, size, row["size_hw"])
+        yield equal(label, listed, row["size_hw"])
     # The stated tolerance is in words: one level, and that on one value in a hundred.
     tolerance = Tolerance(max_abs=1, differing_share=0.01)
     for index, case in enumerate(fixture.spec["cases"]):
