@@ -42,7 +42,7 @@ from liveavatar.media.ingest import Inputs, ingest
 from liveavatar.media.live_writer import AUDIO_LEAD_S, LiveVideoWriter
 from liveavatar.media.portrait import UInt8Array, crop_to_size, fit_size
 from liveavatar.media.remux import remux_to_progressive
-from liveavatar.model.checkpoint import Checkpoint, open_checkpoint
+from liveavatar.model.checkpoint import Checkpoint, Placement, open_checkpoint
 from liveavatar.request import SizeOption, parse_size
 from liveavatar.sampling import make_schedule
 from liveavatar.single_device import Models, RenderOptions, render, seeded_draws
@@ -175,22 +175,21 @@ class Loaded:
     conditions: Conditions
 
 
-def load(job: Plan, device: torch.device, dtype: torch.dtype) -> Loaded:
+def load(job: Plan, where: Placement) -> Loaded:
     """Encode the inputs and load the networks.
 
     With `offload_model` the encoders are gone before the transformer comes, so that the peak is the
     larger of the two and not their sum.
     """
-    where = {"dtype": dtype, "device": device}
     checkpoint = job.checkpoint
-    embedder = checkpoint.load_condition_embedder(**where)
+    embedder = checkpoint.load_condition_embedder(where)
     encoders = Encoders(
-        checkpoint.load_text_encoder(**where),
+        checkpoint.load_text_encoder(where),
         checkpoint.load_tokenizer(),
-        checkpoint.load_audio_encoder(**where),
-        checkpoint.load_vae_encoder(**where),
+        checkpoint.load_audio_encoder(where),
+        checkpoint.load_vae_encoder(where),
     )
-    early = None if job.options.offload_model else checkpoint.load_transformer(**where)
+    early = None if job.options.offload_model else checkpoint.load_transformer(where)
     conditions = encode_conditions(
         encoders,
         job.portrait_HWC,
@@ -201,8 +200,8 @@ def load(job: Plan, device: torch.device, dtype: torch.dtype) -> Loaded:
     )
     if early is None:
         del encoders
-    transformer = early or checkpoint.load_transformer(**where)
-    decoder = checkpoint.load_vae_decoder(**where)
+    transformer = early or checkpoint.load_transformer(where)
+    decoder = checkpoint.load_vae_decoder(where)
     return Loaded(Models(transformer, embedder, decoder), conditions)
 
 
@@ -271,8 +270,12 @@ def run(options: argparse.Namespace) -> int:
         f"(size {options.size} sets the area, the portrait the shape)"
     )
     on_gpu = torch.cuda.is_available()
-    device = torch.device("cuda" if on_gpu else "cpu")
-    loaded = load(job, device, torch.bfloat16 if on_gpu else torch.float32)
+    loaded = load(
+        job,
+        Placement(torch.device("cuda"), torch.bfloat16)
+        if on_gpu
+        else Placement(torch.device("cpu"), torch.float32),
+    )
     live_path = options.save_file.with_suffix(".live.mp4")
     try:
         progress = write_video(job, loaded, live_path, started)
