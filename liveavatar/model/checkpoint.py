@@ -128,8 +128,7 @@ def open_checkpoint(directory: Path, adapter_path: Path | None = None) -> Checkp
             f"{directory}: not a complete checkpoint, {', '.join(missing)} missing; fetch the "
             "whole folder again"
         )
-    index = directory / TRANSFORMER_INDEX
-    files = open_tensor_files(index if index.exists() else directory / TRANSFORMER_SINGLE)
+    files = open_tensor_files(_transformer_file(directory))
     config = _sized(TransformerConfig.from_file(directory / CONFIG), files)
     vae_files = open_tensor_files(directory / VAE)
     vae_config = VAEConfig.from_shapes(vae_files.shapes())
@@ -140,6 +139,16 @@ def open_checkpoint(directory: Path, adapter_path: Path | None = None) -> Checkp
         )
     adapter = None if adapter_path is None else open_adapter(adapter_path, config)
     return Checkpoint(directory, config, vae_config, files, vae_files, adapter)
+
+
+def _transformer_file(directory: Path) -> Path:
+    for name in (TRANSFORMER_INDEX, TRANSFORMER_SINGLE):
+        if (directory / name).exists():
+            return directory / name
+    raise CheckpointError(
+        f"{directory}: expected {TRANSFORMER_INDEX} or {TRANSFORMER_SINGLE}, found neither; fetch "
+        "the whole folder again"
+    )
 
 
 def _sized(config: TransformerConfig, files: TensorFiles) -> TransformerConfig:
