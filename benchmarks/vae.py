@@ -12,18 +12,17 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.environment import describe_environment
 from liveavatar.errors import ConfigError, LiveAvatarError
 from liveavatar.model.vae import Decoder, VAEConfig
 from liveavatar.model.vae_stream import DecoderState, decode_step, new_decoder_state
@@ -217,7 +216,7 @@ def measure(settings: Settings, *, compare_diffusers: bool) -> dict[str, Any]:
     report: dict[str, Any] = {
         "benchmark": "vae",
         "settings": asdict(settings),
-        "environment": environment(torch.device(settings.device)),
+        "environment": describe_environment(torch.device(settings.device)),
         "block_frames": 4 * BLOCK_LATENT_FRAMES,
         "block_gflop": round(flops / 1e9, 2),
         "tflop_per_s": round(flops / results["ours"]["median_ms"] / 1e9, 4),
@@ -233,35 +232,6 @@ def measure(settings: Settings, *, compare_diffusers: bool) -> dict[str, Any]:
                 result["median_ms"] / results["ours"]["median_ms"], 2
             )
     return report
-
-
-def environment(device: torch.device) -> dict[str, str]:
-    """Commit, device, torch and CUDA versions."""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    else:
-        name = torch.backends.cpu.get_cpu_capability() + " CPU"
-    return {
-        "commit": _commit(),
-        "device": name,
-        "torch": torch.__version__,
-        "cuda": str(torch.version.cuda),
-    }
-
-
-def _commit() -> str:
-    try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return found.stdout.strip()
 
 
 def one_line(report: dict[str, Any]) -> str:
