@@ -1,0 +1,278 @@
+"""Messages with tensors from one rank to another, with deadlines.
+
+A **link** goes one way between two ranks of one machine. Its two ends are a `Sender` and a
+`Receiver`, each with a thread of its own, so that a stage computes while its last result leaves and
+its next input arrives. A message is a small typed value; its tensors follow it as raw bytes through
+the same local socket, by way of pinned host memory where they live on a GPU. A closed socket is how
+a rank learns at once that its neighbour died.
+
+Nothing here listens on a network: the sockets are files in a private folder of the group.
+"""
+
+from __future__ import annotations
+
+import pickle
+import queue
+import socket
+import struct
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from liveavatar.errors import DeadlineError, EngineError, WorkerDiedError
+
+_HEADER = struct.Struct("<Q")
+_POLL_S = 0.2
+
+
+@dataclass(frozen=True)
+class Link:
+    """One direction between two ranks.
+
+    Attributes:
+        name: unique in the group.
+        source: sending rank.
+        target: receiving rank.
+        depth: messages that may wait at the receiving end; the sender then waits.
+    """
+
+    name: str
+    source: int
+    target: int
+    depth: int = 2
+
+
+@dataclass(frozen=True)
+class Packet:
+    """A message and the tensors that came with it."""
+
+    message: Any
+    tensors: tuple[Tensor, ...]
+
+
+class Sender:
+    """The sending end of a link; made by `connect`."""
+
+    def __init__(self, link: Link, connection: socket.socket) -> None:
+        self.link = link
+        self._socket = connection
+        self._queue: queue.Queue[tuple[bytes, list[Tensor]] | None] = queue.Queue(maxsize=2)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name=f"send {link.name}", daemon=True)
+        self._thread.start()
+
+    def send(self, message: object, *tensors: Tensor, timeout_s: float) -> None:
+        """Hand over a message; returns when there is room for it, not when it has arrived.
+
+        The tensors must not be written to afterwards.
+
+        Raises:
+            WorkerDiedError: the receiving rank is gone.
+            DeadlineError: there was no room in time.
+        """
+        described = [(tuple(tensor.shape), tensor.dtype) for tensor in tensors]
+        header = pickle.dumps((message, described))
+        hosted = [_to_host(tensor) for tensor in tensors]
+        deadline = time.monotonic() + timeout_s
+        while True:
+            self._raise_failure()
+            try:
+                self._queue.put((header, hosted), timeout=_POLL_S)
+                return
+            except queue.Full:
+                if time.monotonic() > deadline:
+                    raise DeadlineError(
+                        f"link {self.link.name}: rank {self.link.target} took nothing for "
+                        f"{timeout_s:.0f} s"
+                    ) from None
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Send what is waiting, then close; does nothing twice."""
+        with suppress(queue.Full):
+            self._queue.put(None, timeout=timeout_s)
+        self._thread.join(timeout_s)
+        self._socket.close()
+
+    def _run(self) -> None:
+        try:
+            while (item := self._queue.get()) is not None:
+                header, tensors = item
+                self._socket.sendall(_HEADER.pack(len(header)) + header)
+                for tensor in tensors:
+                    self._socket.sendall(_bytes_of(tensor))
+        except (OSError, RuntimeError) as error:
+            self._error = error
+
+    def _raise_failure(self) -> None:
+        if self._error is not None:
+            raise WorkerDiedError(
+                f"rank {self.link.target} is gone (link {self.link.name}: {self._error})"
+            ) from self._error
+
+
+class Receiver:
+    """The receiving end of a link; made by `connect`."""
+
+    def __init__(self, link: Link, connection: socket.socket, device: torch.device) -> None:
+        self.link = link
+        self._socket = connection
+        self._device = device
+        self._queue: queue.Queue[Packet] = queue.Queue(maxsize=link.depth)
+        self._error: BaseException | None = None
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"receive {link.name}", daemon=True)
+        self._thread.start()
+
+    def receive(self, timeout_s: float) -> Packet:
+        """Wait for the next message; its tensors are on this rank's device.
+
+        Raises:
+            WorkerDiedError: the sending rank is gone and nothing of it is left.
+            DeadlineError: nothing came in time.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            packet = self.poll(min(_POLL_S, max(0.0, deadline - time.monotonic())))
+            if packet is not None:
+                return packet
+            if time.monotonic() >= deadline:
+                raise DeadlineError(
+                    f"link {self.link.name}: nothing from rank {self.link.source} for "
+                    f"{timeout_s:.0f} s"
+                )
+
+    def poll(self, wait_s: float = 0.0) -> Packet | None:
+        """Take the next message if one comes within `wait_s`; WorkerDiedError as `receive`."""
+        try:
+            return self._queue.get(timeout=wait_s) if wait_s else self._queue.get_nowait()
+        except queue.Empty:
+            if self._error is not None and self._queue.empty():
+                raise WorkerDiedError(
+                    f"rank {self.link.source} is gone (link {self.link.name}: {self._error})"
+                ) from self._error
+            return None
+
+    def close(self) -> None:
+        """Close the link; does nothing twice."""
+        self._closed.set()
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+    def _run(self) -> None:
+        try:
+            while True:
+                (size,) = _HEADER.unpack(_read(self._socket, bytearray(_HEADER.size)))
+                message, described = pickle.loads(_read(self._socket, bytearray(size)))
+                tensors = [self._read_tensor(shape, dtype) for shape, dtype in described]
+                packet = Packet(message, tuple(tensors))
+                while not self._closed.is_set():
+                    with suppress(queue.Full):
+                        self._queue.put(packet, timeout=_POLL_S)
+                        break
+        except (OSError, EOFError, RuntimeError) as error:
+            self._error = error
+
+    def _read_tensor(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        on_gpu = self._device.type == "cuda"
+        tensor = torch.empty(shape, dtype=dtype, pin_memory=on_gpu)
+        _read(self._socket, _bytes_of(tensor))
+        return tensor.to(self._device, non_blocking=False) if on_gpu else tensor
+
+
+def connect(
+    folder: Path,
+    rank: int,
+    links: Sequence[Link],
+    device: torch.device,
+    timeout_s: float,
+) -> tuple[dict[str, Sender], dict[str, Receiver]]:
+    """Make this rank's ends of all links; every rank of the group calls it once.
+
+    Args:
+        folder: private to the group, the same for all ranks, on this machine.
+        rank: this process.
+        links: all links of the group, the same list everywhere.
+        device: where received tensors go.
+        timeout_s: deadline for all neighbours to appear.
+
+    Raises:
+        DeadlineError: a neighbour did not appear in time.
+    """
+    deadline = time.monotonic() + timeout_s
+    incoming = {link.name: link for link in links if link.target == rank}
+    outgoing = [link for link in links if link.source == rank]
+    senders: dict[str, Sender] = {}
+    receivers: dict[str, Receiver] = {}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        path = folder / f"rank{rank}.sock"
+        listener.bind(str(path))
+        listener.listen(len(incoming) + 1)
+        for link in outgoing:
+            connection = _dial(folder / f"rank{link.target}.sock", deadline)
+            name = link.name.encode()
+            connection.sendall(_HEADER.pack(len(name)) + name)
+            senders[link.name] = Sender(link, connection)
+        while len(receivers) < len(incoming):
+            listener.settimeout(max(0.01, deadline - time.monotonic()))
+            try:
+                connection, _ = listener.accept()
+            except TimeoutError:
+                missing = sorted(set(incoming) - set(receivers))
+                raise DeadlineError(
+                    f"rank {rank}: links {', '.join(missing)} were not made in {timeout_s:.0f} s"
+                ) from None
+            connection.settimeout(None)
+            (size,) = _HEADER.unpack(_read(connection, bytearray(_HEADER.size)))
+            link = incoming[bytes(_read(connection, bytearray(size))).decode()]
+            receivers[link.name] = Receiver(link, connection, device)
+        path.unlink()
+    return senders, receivers
+
+
+def _dial(path: Path, deadline: float) -> socket.socket:
+    while True:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.connect(str(path))
+            return connection
+        except (FileNotFoundError, ConnectionRefusedError):
+            connection.close()
+            if time.monotonic() > deadline:
+                raise DeadlineError(f"{path.name} did not appear in time") from None
+            time.sleep(0.01)
+
+
+def _to_host(tensor: Tensor) -> Tensor:
+    """A contiguous copy-free view on the host, or a pinned copy of a GPU tensor."""
+    tensor = tensor.detach()
+    if tensor.device.type == "cuda":
+        hosted = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        hosted.copy_(tensor)
+        return hosted
+    if tensor.device.type != "cpu":
+        raise EngineError(f"cannot send a tensor on {tensor.device}; move it to the CPU first")
+    return tensor.contiguous()
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    flat = tensor.flatten().view(torch.uint8).numpy()
+    return memoryview(flat)  # type: ignore[arg-type]
+
+
+def _read(connection: socket.socket, into: bytearray | memoryview) -> bytearray | memoryview:
+    """Fill a buffer; EOFError when the other end closed."""
+    view = memoryview(into)
+    while view:
+        count = connection.recv_into(view)
+        if count == 0:
+            raise EOFError("the other end closed the link")
+        view = view[count:]
+    return into
