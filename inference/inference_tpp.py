@@ -32,17 +32,22 @@ from inference.interrupt import StopRequest
 from liveavatar.conditioning import Conditions, Encoders, encode_conditions
 from liveavatar.config import (
     FPS,
-    SPEECH_RATE_HZ,
+    LATENT_FRAMES_PER_BLOCK,
     ParallelConfig,
     SamplingConfig,
     check_visible_devices,
 )
+from liveavatar.engine.messages import Finished, GroupSpec, Refused, RenderJob
+from liveavatar.engine.messages import Progress as Progressed
+from liveavatar.engine.supervisor import WorkerGroup
 from liveavatar.errors import ConfigError, LiveAvatarError, MediaError
 from liveavatar.media.ingest import Inputs, ingest
-from liveavatar.media.live_writer import AUDIO_LEAD_S, LiveVideoWriter
 from liveavatar.media.portrait import UInt8Array, crop_to_size, fit_size
 from liveavatar.media.remux import remux_to_progressive
+from liveavatar.media.soundtrack import open_soundtrack
+from liveavatar.media.spoken_video import SpokenVideo
 from liveavatar.model.checkpoint import Checkpoint, Placement, open_checkpoint
+from liveavatar.parallel.split import layer_costs, split_layers
 from liveavatar.request import SizeOption, parse_size
 from liveavatar.sampling import make_schedule
 from liveavatar.single_device import Models, RenderOptions, render, seeded_draws
@@ -53,6 +58,7 @@ logger = logging.getLogger("liveavatar")
 EXIT_REFUSED = 2
 EXIT_STOPPED = 130
 ANY_NUMBER_OF_CLIPS = 100_000
+JOB_NUMBER = 1
 
 
 class _OneLineParser(argparse.ArgumentParser):
@@ -106,6 +112,12 @@ class Plan:
     portrait_HWC: UInt8Array
     checkpoint: Checkpoint
 
+    @property
+    def live_path(self) -> Path:
+        """File that grows while the video is made."""
+        path: Path = self.options.save_file
+        return path.with_suffix(".live.mp4")
+
 
 def plan(options: argparse.Namespace) -> Plan:
     """Check options and inputs and open the checkpoint; reads no weights and writes nothing.
@@ -116,7 +128,7 @@ def plan(options: argparse.Namespace) -> Plan:
     size = parse_size(options.size)
     width = options.num_gpus_dit if options.ulysses_size is None else options.ulysses_size
     parallel = ParallelConfig(options.num_gpus_dit, width)
-    _check_single_process(parallel, options)
+    _check_ranks(parallel, options)
     check_visible_devices()
     sampling = SamplingConfig(
         num_steps=options.sample_steps,
@@ -139,17 +151,16 @@ def plan(options: argparse.Namespace) -> Plan:
     return Plan(options, inputs, sampling, timeline, portrait, checkpoint)
 
 
-def _check_single_process(parallel: ParallelConfig, options: argparse.Namespace) -> None:
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    if parallel.num_gpus_dit > 1 or ranks > 1 or options.enable_vae_parallel:
-        asked = (
-            "enable_vae_parallel"
-            if options.enable_vae_parallel
-            else f"num_gpus_dit {parallel.num_gpus_dit} in {ranks} processes"
-        )
+def _check_ranks(parallel: ParallelConfig, options: argparse.Namespace) -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("torchrun: this command starts its own ranks; run it without torchrun")
+    if not options.tpp_mode and parallel.num_gpus_dit > 1:
+        raise ConfigError("tpp_mode: expected True with several ranks; False runs on one only")
+    ranks = parallel.num_gpus_dit + options.enable_vae_parallel
+    if torch.cuda.is_available() and ranks > torch.cuda.device_count():
         raise ConfigError(
-            f"{asked}: this version runs in one process; use --num_gpus_dit 1 --ulysses_size 1 "
-            "without torchrun and without --enable_vae_parallel"
+            f"num_gpus_dit: {ranks} ranks need as many GPUs, {torch.cuda.device_count()} are "
+            "visible; use fewer ranks or widen CUDA_VISIBLE_DEVICES"
         )
 
 
@@ -219,13 +230,23 @@ class Progress:
     first_frame_s: float = math.nan
     stopped: bool = False
 
+    def update(self, frames: int, bar: tqdm[NoReturn], started: float) -> None:
+        """Note that the file now has `frames` frames."""
+        if math.isnan(self.first_frame_s):
+            self.first_frame_s = time.monotonic() - started
+        bar.update(frames - self.frames)
+        self.frames = frames
 
-def write_video(job: Plan, loaded: Loaded, live_path: Path, started: float) -> Progress:
-    """Render into the growing file, block by block, until done or stopped."""
-    height, width = job.portrait_HWC.shape[:2]
-    speech = torch.tensor(job.inputs.speech.samples)
-    wanted = job.timeline.num_frames * SPEECH_RATE_HZ // FPS
-    samples = torch.nn.functional.pad(speech, (0, max(0, wanted - len(speech))))[:wanted].numpy()
+
+def render_here(job: Plan, started: float) -> Progress:
+    """Render in this process, block by block, until done or stopped."""
+    on_gpu = torch.cuda.is_available()
+    loaded = load(
+        job,
+        Placement(torch.device("cuda"), torch.bfloat16)
+        if on_gpu
+        else Placement(torch.device("cpu"), torch.float32),
+    )
     frames_iterator = render(
         loaded.models,
         loaded.conditions,
@@ -238,21 +259,84 @@ def write_video(job: Plan, loaded: Loaded, live_path: Path, started: float) -> P
         ),
     )
     progress = Progress()
-    writer = LiveVideoWriter(live_path, width=width, height=height, fps=FPS)
-    bar = tqdm(total=job.timeline.num_frames, unit="frame", desc="frames", smoothing=0.1)
-    with writer, bar, StopRequest() as stop:
+    height, width = job.portrait_HWC.shape[:2]
+    sound = open_soundtrack(job.options.audio, mix=job.inputs.speech.mix)
+    with (
+        SpokenVideo(job.live_path, sound, width, height) as video,
+        _progress_bar(job) as bar,
+        StopRequest() as stop,
+    ):
         for frames_THWC in frames_iterator:
-            progress.frames += len(frames_THWC)
-            lead = progress.frames / FPS + AUDIO_LEAD_S
-            heard = samples[writer.num_samples : round(lead * SPEECH_RATE_HZ)]
-            writer.append(frames_THWC.numpy(), heard)
-            if math.isnan(progress.first_frame_s):
-                progress.first_frame_s = time.monotonic() - started
-            bar.update(len(frames_THWC))
-            if stop.asked and progress.frames < job.timeline.num_frames:
+            video.append(frames_THWC.numpy())
+            progress.update(video.num_frames, bar, started)
+            if stop.asked and video.num_frames < job.timeline.num_frames:
                 progress.stopped = True
                 break
     return progress
+
+
+def render_in_group(job: Plan, started: float) -> Progress:
+    """Render in a worker group of this command's own: pipeline stages and a media rank."""
+    progress = Progress()
+    with WorkerGroup(_group_spec(job)) as group, _progress_bar(job) as bar, StopRequest() as stop:
+        group.submit(_render_job(job))
+        while True:
+            event = group.next_event(timeout_s=0.2)
+            if isinstance(event, Progressed):
+                progress.update(event.frames, bar, started)
+            elif isinstance(event, Finished):
+                progress.stopped = event.cancelled
+                return progress
+            elif isinstance(event, Refused):
+                raise MediaError(event.reason)
+            if stop.asked and not progress.stopped:
+                progress.stopped = True
+                group.cancel(JOB_NUMBER)
+
+
+def _render_job(job: Plan) -> RenderJob:
+    return RenderJob(
+        number=JOB_NUMBER,
+        portrait_HWC=job.portrait_HWC,
+        speech_N=job.inputs.speech.samples,
+        soundtrack=job.options.audio,
+        mix=job.inputs.speech.mix,
+        prompt=job.inputs.prompt,
+        timeline=job.timeline,
+        sampling=job.sampling,
+        live_path=job.live_path,
+    )
+
+
+def _group_spec(job: Plan) -> GroupSpec:
+    """Lay out the group: one rank per stage and the media rank.
+
+    On GPUs the media rank has a card of its own with `enable_vae_parallel`, else it shares the last
+    stage's. On the CPU the cores are shared out evenly.
+    """
+    num_stages, config = job.options.num_gpus_dit, job.checkpoint.config
+    height, width = job.portrait_HWC.shape[:2]
+    frame_tokens = (height // 16) * (width // 16)
+    block_tokens = LATENT_FRAMES_PER_BLOCK * frame_tokens
+    window_tokens = (job.sampling.window_blocks + 1) * block_tokens
+    stages = split_layers(layer_costs(config, block_tokens, window_tokens), num_stages)
+    devices = ["cpu"] * (num_stages + 1)
+    if torch.cuda.is_available():
+        media = num_stages if job.options.enable_vae_parallel else num_stages - 1
+        devices = [f"cuda:{index}" for index in [*range(num_stages), media]]
+    return GroupSpec(
+        checkpoint=job.options.ckpt_dir,
+        adapter=job.options.lora_path_dmd,
+        stages=tuple(stages),
+        devices=tuple(devices),
+        dtype="bfloat16" if torch.cuda.is_available() else "float32",
+        threads=max(1, (os.cpu_count() or 1) // (num_stages + 1)),
+        folder=Path(),
+    )
+
+
+def _progress_bar(job: Plan) -> tqdm[NoReturn]:
+    return tqdm(total=job.timeline.num_frames, unit="frame", desc="frames", smoothing=0.1)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -269,26 +353,19 @@ def run(options: argparse.Namespace) -> int:
         f"{job.timeline.num_frames} frames of {width}*{height} in {job.timeline.num_blocks} blocks "
         f"(size {options.size} sets the area, the portrait the shape)"
     )
-    on_gpu = torch.cuda.is_available()
-    loaded = load(
-        job,
-        Placement(torch.device("cuda"), torch.bfloat16)
-        if on_gpu
-        else Placement(torch.device("cpu"), torch.float32),
-    )
-    live_path = options.save_file.with_suffix(".live.mp4")
+    alone = options.num_gpus_dit == 1 and not options.enable_vae_parallel
     try:
-        progress = write_video(job, loaded, live_path, started)
+        progress = (render_here if alone else render_in_group)(job, started)
     except KeyboardInterrupt:
         progress = Progress(stopped=True)
     except MediaError:
-        live_path.unlink(missing_ok=True)
+        job.live_path.unlink(missing_ok=True)
         raise
-    return _finish(job, live_path, progress, started)
+    return _finish(job, progress, started)
 
 
-def _finish(job: Plan, live_path: Path, progress: Progress, started: float) -> int:
-    output = job.options.save_file
+def _finish(job: Plan, progress: Progress, started: float) -> int:
+    output, live_path = job.options.save_file, job.live_path
     try:
         frames = remux_to_progressive(live_path, output)
     except MediaError:

@@ -95,31 +95,48 @@ def generate_latents(
         yield sample_CFHW
 
 
-@torch.no_grad()
-def decode_latents(
-    decoder: Decoder, motion_CFHW: Tensor, latents: Iterable[Tensor]
-) -> Iterator[Tensor]:
-    """Decode a stream of latents (C, F, H, W), however many blocks each holds.
+class VideoDecoder:
+    """Latents of one video to its frames, as they come.
 
-    The decoder is fed the start of the motion latents first. The first three frames of the video
-    belong to that still beginning and are not yielded.
+    The decoder is fed the start of the motion latents first. The first three frames behind them
+    belong to that still beginning; in the video the portrait is held in their place.
 
     Args:
         decoder: on the device where decoding happens.
         motion_CFHW: motion latents, at least 7 latent frames.
-        latents: final latents in order.
-
-    Yields:
-        Frames (3, T, H, W), about [-1, 1], not clamped; T is 4F, less 3 for the first.
+        portrait_HWC: uint8, of the video's size.
+        num_frames: frames of the whole video.
     """
-    stride = decoder.config.spatial_stride
-    height, width = motion_CFHW.shape[2] * stride, motion_CFHW.shape[3] * stride
-    state = new_decoder_state(decoder, height, width)
-    decode_step(decoder, motion_CFHW[:, :WARM_UP_LATENT_FRAMES], state)
-    skipped = HELD_FRAMES
-    for latent_CFHW in latents:
-        yield decode_step(decoder, latent_CFHW, state)[:, skipped:]
-        skipped = 0
+
+    def __init__(
+        self, decoder: Decoder, motion_CFHW: Tensor, portrait_HWC: Tensor, num_frames: int
+    ) -> None:
+        self.decoder = decoder
+        self.remaining = num_frames
+        self._held_THWC = portrait_HWC.cpu().expand(HELD_FRAMES, -1, -1, -1)
+        self._state = new_decoder_state(decoder, *portrait_HWC.shape[:2])
+        decode_step(decoder, motion_CFHW[:, :WARM_UP_LATENT_FRAMES], self._state)
+        self._skipped = HELD_FRAMES
+
+    def pixels(self, latent_CFHW: Tensor) -> Tensor:
+        """Decode the next latents (C, F, H, W) to (3, T, H, W), about [-1, 1], not clamped.
+
+        T is 4F, less 3 at the first call.
+        """
+        decoded = decode_step(self.decoder, latent_CFHW, self._state)[:, self._skipped :]
+        self._skipped = 0
+        return decoded
+
+    def frames(self, latent_CFHW: Tensor) -> Tensor:
+        """Decode the next latents to the video's next frames, (T, H, W, 3) uint8 on the CPU.
+
+        The portrait stands in front of the first, and the last ones are cut to the video's length.
+        """
+        decoded_THWC = to_uint8(self.pixels(latent_CFHW)).cpu()
+        frames_THWC = torch.cat([self._held_THWC, decoded_THWC])[: self.remaining]
+        self._held_THWC = self._held_THWC[:0]
+        self.remaining -= len(frames_THWC)
+        return frames_THWC
 
 
 @dataclass(frozen=True)
@@ -162,13 +179,11 @@ def render(
     latents = generate_latents(models, conditions, timeline, options.schedule, options.draws)
     if not options.online_decode:
         latents = _joined(latents, timeline.window_blocks)
-    remaining = timeline.num_frames
-    held_THWC = portrait_HWC.expand(HELD_FRAMES, -1, -1, -1)
-    for decoded in decode_latents(models.decoder, conditions.motion_CFHW, latents):
-        frames_THWC = torch.cat([held_THWC, to_uint8(decoded).cpu()])[:remaining]
-        held_THWC = held_THWC[:0]
-        remaining -= len(frames_THWC)
-        yield frames_THWC
+    decoder = VideoDecoder(
+        models.decoder, conditions.motion_CFHW, portrait_HWC, timeline.num_frames
+    )
+    for latent_CFHW in latents:
+        yield decoder.frames(latent_CFHW)
 
 
 def _joined(latents: Iterable[Tensor], num_blocks: int) -> Iterator[Tensor]:

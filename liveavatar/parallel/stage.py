@@ -94,6 +94,13 @@ class JobEnd:
 
 
 @dataclass(frozen=True)
+class JobCancel:
+    """The media rank asks stage 0 to begin no further block of this job."""
+
+    job: int
+
+
+@dataclass(frozen=True)
 class Shutdown:
     """No more jobs follow."""
 
@@ -152,7 +159,9 @@ class StageJob:
         self.samples: dict[int, Tensor] = {}
         self.steps_done: dict[int, int] = {}
         self.first_latent: Tensor | None = None
+        self.under_way = 0  # items issued whose velocity has not come back
         self.all_issued = False
+        self.cancelled = False
 
 
 def stage_links(num_stages: int, media_rank: int) -> list[Link]:
@@ -208,6 +217,9 @@ class Stage:
             if job is not None:  # a cancelled job's speech may still be on its way
                 job.denoiser.hear(message.block, BlockAudio(*packet.tensors))
                 job.heard_blocks.add(message.block)
+        elif isinstance(message, JobCancel):
+            if message.job in self.jobs:
+                self.jobs[message.job].cancelled = True
         elif isinstance(message, Shutdown):
             self.shutting_down = True
         else:
@@ -335,7 +347,7 @@ class Conductor:
             self._begin_jobs()
             if self._due:
                 self._do(heapq.heappop(self._due))
-            elif any(job.samples for job in stage.jobs.values()):
+            elif any(job.under_way for job in stage.jobs.values()):
                 self._take_velocity()
             elif stage.shutting_down:
                 if stage.links.following is not None:
@@ -358,11 +370,12 @@ class Conductor:
             self._next_start = start + pipeline.num_steps * timeline.num_blocks
 
     def _push(self, number: int, start: int, slots: Iterator[Slot]) -> None:
-        slot = next(slots, None)
+        job = self.stage.jobs[number]
+        slot = None if job.cancelled else next(slots, None)
         if slot is not None:
             heapq.heappush(self._due, _Due(start + slot.tick, number, slot, slots))
             return
-        self.stage.jobs[number].all_issued = True
+        job.all_issued = True
         if self.stage.links.following is not None:
             self.stage.pass_on(JobEnd(number))
         self._end_if_done(number)
@@ -401,6 +414,7 @@ class Conductor:
         distance = relative_distance(opened.seed, work.block, work.step)
         step = StepWork(number, Item(work.block, work.step, work.version, distance))
         started = time.perf_counter()
+        job.under_way += 1
         hidden = self.stage.transformer.embed_block(job.samples[work.block])
         result = self.stage.run_step(step, hidden)
         self.stage.busy.computing += time.perf_counter() - started
@@ -423,21 +437,21 @@ class Conductor:
 
     def _advance(self, done: Velocity, velocity: Tensor) -> None:
         job = self.stage.jobs[done.job]
+        job.under_way -= 1
         schedule = job.opened.schedule
         sample = euler_step(job.samples[done.block], velocity, schedule, done.step)
         job.samples[done.block] = sample
         job.steps_done[done.block] = done.step + 1
-        if done.step + 1 < schedule.num_steps:
-            return
-        if done.block == 0:
-            job.first_latent = sample[:, :1]
-        self._to_media(FinishedBlock(done.job, done.block), sample)
-        del job.samples[done.block], job.steps_done[done.block]
+        if done.step + 1 == schedule.num_steps:
+            if done.block == 0:
+                job.first_latent = sample[:, :1]
+            self._to_media(FinishedBlock(done.job, done.block), sample)
+            del job.samples[done.block], job.steps_done[done.block]
         self._end_if_done(done.job)
 
     def _end_if_done(self, number: int) -> None:
         job = self.stage.jobs[number]
-        if job.all_issued and not job.samples:
+        if job.all_issued and not job.under_way:
             del self.stage.jobs[number]
             self._to_media(JobEnd(number))
 

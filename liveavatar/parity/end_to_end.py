@@ -13,7 +13,7 @@ from liveavatar.parity.networks import (
     transformer_parts,
     vae_halves,
 )
-from liveavatar.single_device import Draws, Models, decode_latents, generate_latents
+from liveavatar.single_device import Draws, Models, VideoDecoder, generate_latents
 from liveavatar.timeline import Timeline
 
 
@@ -55,7 +55,9 @@ def check_e2e(fixture: Fixture) -> Iterator[Check]:
     draws = Draws(per_block.__getitem__, lambda block, step: distances[block][step])
     latents = list(generate_latents(models, conditions, timeline, schedule, draws))
     yield fixture.compare("latents", torch.cat(latents, dim=1), outputs["latents"], "latents")
-    decoded = torch.cat(list(decode_latents(decoder, conditions.motion_CFHW, latents)), dim=1)
+    portrait_HWC = torch.zeros(*portrait.shape[1:], 3, dtype=torch.uint8)
+    video = VideoDecoder(decoder, conditions.motion_CFHW, portrait_HWC, timeline.num_frames)
+    decoded = torch.cat([video.pixels(latent) for latent in latents], dim=1)
     frames = decoded.clamp(-1, 1)
     stride = fixture.config.get("frame_stride", 1)
     yield fixture.compare("frames", frames[..., ::stride, ::stride], outputs["frames"], "frames")

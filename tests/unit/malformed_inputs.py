@@ -10,19 +10,17 @@ import functools
 import io
 import os
 import struct
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
-import av
 import numpy as np
 from PIL import Image
 
-RATE_HZ = 16_000
+from tests.unit.picture_material import picture_bytes, png_bytes, png_chunk
+from tests.unit.sound_material import RATE_HZ, silent_video_bytes, sound_bytes, wav_bytes
 
 
 @dataclass(frozen=True)
@@ -46,128 +44,6 @@ class MalformedInput:
         path = folder / self.file_name
         self.write(path)
         return path
-
-
-@functools.cache
-def picture_bytes(kind: str, **options: object) -> bytes:
-    """A valid 160x120 picture with some texture."""
-    rng = np.random.default_rng(3)
-    ramp = np.add.outer(np.arange(120), np.arange(160)) % 256
-    pixels = (ramp[..., None] // 2 + rng.integers(0, 64, (120, 160, 3))).astype(np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-@functools.cache
-def sound_bytes(container: str, codec: str, *, seconds: float = 2.0, movflags: str = "") -> bytes:
-    """A valid recording of a wavering tone, mono, 16 kHz (48 kHz for opus)."""
-    rate = 48_000 if codec == "libopus" else RATE_HZ
-    time = np.arange(int(seconds * rate)) / rate
-    wave = 0.4 * np.sin(2 * np.pi * 220 * time) * (1 + 0.5 * np.sin(2 * np.pi * 3 * time))
-    return encode_sound(wave[None].astype(np.float32), rate, container, codec, movflags=movflags)
-
-
-def encode_sound(
-    samples: np.ndarray,
-    rate_hz: int,
-    container: str,
-    codec: str,
-    *,
-    layout: str = "mono",
-    movflags: str = "",
-    bit_rate: int | None = None,
-) -> bytes:
-    """Encode float32 (channels, n) with PyAV into the bytes of a file."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "sound"  # a file, as "faststart" opens it a second time by name
-        options = {"movflags": movflags} if movflags else {}
-        _encode_to(path, samples, (rate_hz, container, codec, layout, bit_rate), options)
-        return path.read_bytes()
-
-
-def _encode_to(
-    path: Path,
-    samples: np.ndarray,
-    kind: tuple[int, str, str, str, int | None],
-    options: dict[str, str],
-) -> None:
-    rate_hz, container, codec, layout, bit_rate = kind
-    with av.open(str(path), "w", format=container, options=options) as out:
-        stream = out.add_stream(codec, rate=rate_hz, layout=layout)
-        if bit_rate:
-            stream.bit_rate = bit_rate
-        context = stream.codec_context
-        if codec == "vorbis":
-            context.options = {"strict": "experimental"}
-        context.open(strict=False)
-        resampler = av.AudioResampler(
-            format=context.format,
-            layout=layout,
-            rate=rate_hz,
-            frame_size=context.frame_size or 1024,
-        )
-        frame = av.AudioFrame.from_ndarray(
-            np.ascontiguousarray(samples, dtype=np.float32), format="fltp", layout=layout
-        )
-        frame.sample_rate = rate_hz
-        frame.pts, frame.time_base = 0, Fraction(1, rate_hz)
-        for ready in [*resampler.resample(frame), *resampler.resample(None)]:
-            out.mux(stream.encode(ready))
-        out.mux(stream.encode(None))
-
-
-@functools.cache
-def silent_video_bytes() -> bytes:
-    """An MP4 with pictures and no sound."""
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as out:
-        stream = out.add_stream("mpeg4", rate=25)
-        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
-        for _ in range(5):
-            frame = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
-            out.mux(stream.encode(frame))
-        out.mux(stream.encode(None))
-    return buffer.getvalue()
-
-
-def wav_bytes(
-    data: bytes,
-    *,
-    tag: int = 1,
-    channels: int = 1,
-    rate: int = RATE_HZ,
-    bits: int = 16,
-    data_size: int | None = None,
-) -> bytes:
-    """A WAV file with any header, true or not."""
-    align = channels * bits // 8
-    fmt = struct.pack(
-        "<HHIIHH", tag, channels, rate, rate * align & 0xFFFFFFFF, align & 0xFFFF, bits
-    )
-    size = len(data) if data_size is None else data_size
-    body = (
-        b"WAVEfmt " + struct.pack("<I", len(fmt)) + fmt + b"data" + struct.pack("<I", size) + data
-    )
-    return b"RIFF" + struct.pack("<I", len(body) - len(data) + size) + body
-
-
-def png_bytes(
-    width: int, height: int, body: bytes, *, bit_depth: int = 8, colour: int = 2, extra: bytes = b""
-) -> bytes:
-    """A PNG with any header, true or not, and the given unpacked body."""
-    header = struct.pack(">IIBBBBB", width, height, bit_depth, colour, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + _chunk(b"IHDR", header)
-        + extra
-        + _chunk(b"IDAT", zlib.compress(body, 9))
-        + _chunk(b"IEND", b"")
-    )
-
-
-def _chunk(name: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
 
 def _noise(count: int, seed: int) -> bytes:
@@ -260,6 +136,8 @@ PICTURES = {
     "gif": ("GIF", {}),
     "bmp": ("BMP", {}),
 }
+
+
 SOUNDS = {
     "wav": ("wav", "pcm_s16le"),
     "mp3": ("mp3", "libmp3lame"),
@@ -267,7 +145,11 @@ SOUNDS = {
     "ogg": ("ogg", "libopus"),
     "m4a": ("ipod", "aac"),
 }
+
+
 HEIC = b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic" + bytes(400)
+
+
 FOREIGN = {
     "text.txt": b"This is not a picture and no sound either.\n" * 20,
     "page.html": b"<!DOCTYPE html><html><body>404 Not Found</body></html>",
@@ -317,7 +199,7 @@ def _bad_pictures() -> Iterator[MalformedInput]:
         return MalformedInput(name, "portrait", file_name, _writes(data))
 
     for suffix, (kind, options) in PICTURES.items():
-        for percent in (1, 10, 30, 50, 70, 90):
+        for percent in (1, 10, 50, 90):
 
             def cut(kind: str = kind, options: dict = options, percent: int = percent) -> bytes:
                 data = picture_bytes(kind, **options)
@@ -343,7 +225,7 @@ def _bad_pictures() -> Iterator[MalformedInput]:
             9000, 9000, bytes(9000 * 1126), bit_depth=1, colour=0
         ),
         "bomb-text.png": lambda: png_bytes(
-            64, 64, b"", extra=_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(80_000_000)))
+            64, 64, b"", extra=png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(80_000_000), 1))
         ),
         "bomb.jpg": lambda: _jpeg_of_size(65_500, 65_500),
         "bomb.gif": lambda: _gif_of_size(65_535, 65_535),

@@ -11,8 +11,10 @@ import pytest
 
 from liveavatar.errors import MediaError, RequestError
 from liveavatar.media.ingest import check_prompt, coverage_notes, ingest, prompt_notes
-from liveavatar.media.notes import Note, shown_name
-from tests.unit.malformed_inputs import picture_bytes, sound_bytes
+from liveavatar.media.notes import Note
+from liveavatar.media.upload import shown_name
+from tests.unit.picture_material import picture_bytes
+from tests.unit.sound_material import sound_bytes
 
 PROMPT = "A blacksmith with a red beard talks and laughs beside his forge, sparks behind him."
 

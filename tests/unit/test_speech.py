@@ -1,57 +1,29 @@
-"""Speech of every common kind keeps its pitch, level and time; faults are noticed."""
+"""Speech of every common kind keeps its pitch, level and time."""
 
 from __future__ import annotations
 
-import functools
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import soxr
 
+from liveavatar.config import SPEECH_RATE_HZ
 from liveavatar.errors import MediaError
-from liveavatar.media.speech import SAMPLE_RATE_HZ, Speech, SpeechLimits, load_speech
-from tests.unit.malformed_inputs import encode_sound, silent_video_bytes, sound_bytes, wav_bytes
-
-SECONDS = 1.0
-
-
-def tone(
-    rate_hz: int, *, hz: float = 440.0, level: float = 0.5, seconds: float = SECONDS
-) -> np.ndarray:
-    """A tone, float32 (n,)."""
-    time = np.arange(round(seconds * rate_hz)) / rate_hz
-    return (level * np.sin(2 * np.pi * hz * time)).astype(np.float32)
-
-
-def chirps(rate_hz: int) -> np.ndarray:
-    """A tone of 440 Hz in three bursts, whose place in time can be found."""
-    time = np.arange(round(SECONDS * rate_hz)) / rate_hz
-    gate = sum(np.exp(-(((time - centre) / 0.03) ** 2)) for centre in (0.2, 0.45, 0.8))
-    return (tone(rate_hz) * gate).astype(np.float32)
-
-
-def voice(rate_hz: int, seconds: float = 4.0, seed: int = 0) -> np.ndarray:
-    """Synthetic speech of one sample rate, float32 (n,), resampled without aliasing."""
-    return soxr.resample(voice_at_48k(seconds, seed), 48_000, rate_hz).astype(np.float32)
-
-
-@functools.cache
-def voice_at_48k(seconds: float, seed: int) -> np.ndarray:
-    """Voiced syllables and hissing consonants up to 20 kHz over a quiet room, float64 (n,)."""
-    rng = np.random.default_rng(seed)
-    count = round(seconds * 48_000)
-    time = np.arange(count) / 48_000
-    pitch = 120 * (1 + 0.1 * np.sin(2 * np.pi * 0.7 * time))
-    phase = 2 * np.pi * np.cumsum(pitch) / 48_000
-    voiced = sum(np.sin(k * phase) / k**1.5 for k in range(1, 60))
-    hiss = np.diff(rng.normal(size=count + 1)) * 0.15
-    syllables = np.interp(time * 6, np.arange(40), rng.uniform(0, 1, 40) ** 2)
-    consonants = np.interp(time * 9, np.arange(60), rng.uniform(0, 1, 60) ** 4)
-    sound = voiced * syllables + hiss * consonants + rng.normal(size=count) * 1e-4
-    return 0.5 * sound / np.abs(sound).max()
+from liveavatar.media.sound_reader import SpeechLimits
+from liveavatar.media.speech import Speech, load_speech
+from tests.unit.fresh_process import memory_growth_mib
+from tests.unit.sound_material import (
+    SECONDS,
+    chirps,
+    delay_s,
+    encode_sound,
+    pcm,
+    silent_video_bytes,
+    sound_bytes,
+    tone,
+    voice,
+    wav_bytes,
+)
 
 
 def load(folder: Path, data: bytes, limits: SpeechLimits | None = None) -> Speech:
@@ -60,28 +32,13 @@ def load(folder: Path, data: bytes, limits: SpeechLimits | None = None) -> Speec
     return load_speech(path, limits)
 
 
-def pcm(samples: np.ndarray, rate_hz: int) -> bytes:
-    """A 16-bit WAV of float (n,) or (channels, n)."""
-    table = np.atleast_2d(samples)
-    whole = np.clip(np.rint(table * 32_768), -32_768, 32_767).astype("<i2")
-    return wav_bytes(whole.T.tobytes(), channels=len(table), rate=rate_hz)
-
-
 def codes(speech: Speech) -> set[str]:
     return {note.code for note in speech.notes}
 
 
 def frequency_hz(samples: np.ndarray) -> float:
     spectrum = np.abs(np.fft.rfft(samples * np.hanning(len(samples)), 1 << 18))
-    return float(spectrum.argmax()) * SAMPLE_RATE_HZ / (1 << 18)
-
-
-def delay_s(samples: np.ndarray, expected: np.ndarray) -> float:
-    """How much later `samples` is than `expected`, from the peak of their correlation."""
-    size = 1 << 17
-    product = np.fft.rfft(samples, size) * np.fft.rfft(expected, size).conj()
-    lag = int(np.fft.irfft(product).argmax())
-    return (lag - size if lag > size // 2 else lag) / SAMPLE_RATE_HZ
+    return float(spectrum.argmax()) * SPEECH_RATE_HZ / (1 << 18)
 
 
 # Codec, the level error of its quantisation, and whether it keeps every sample's time.
@@ -97,6 +54,8 @@ WAV_CODECS = {
     "adpcm_ms": 0.05,
     "adpcm_ima_wav": 0.05,
 }
+
+
 CONTAINERS = {
     "mp3": ("mp3", "libmp3lame"),
     "flac": ("flac", "flac"),
@@ -138,7 +97,7 @@ def test_every_common_kind_keeps_pitch_level_and_time(name: str, tmp_path: Path)
     samples = np.repeat(chirps(rate)[None], 2 if layout == "stereo" else 1, 0)
     data = encode_sound(samples, rate, container, codec, layout=layout, bit_rate=96_000)
     speech = load(tmp_path, data)
-    expected = chirps(SAMPLE_RATE_HZ)
+    expected = chirps(SPEECH_RATE_HZ)
     assert speech.source_rate_hz == rate
     assert abs(frequency_hz(speech.samples) - 440) < 1
     power = float(np.sum(speech.samples.astype(float) ** 2) / np.sum(expected.astype(float) ** 2))
@@ -153,9 +112,9 @@ def test_every_common_kind_keeps_pitch_level_and_time(name: str, tmp_path: Path)
 def test_every_rate_is_resampled_in_time_and_level(rate_hz: int, tmp_path: Path) -> None:
     speech = load(tmp_path, pcm(chirps(rate_hz), rate_hz))
     assert speech.source_rate_hz == rate_hz
-    assert len(speech.samples) == SAMPLE_RATE_HZ
+    assert len(speech.samples) == SPEECH_RATE_HZ
     # 16-bit steps of 3e-5 and the filter's ripple.
-    assert np.abs(speech.samples - chirps(SAMPLE_RATE_HZ)).max() < 2e-4
+    assert np.abs(speech.samples - chirps(SPEECH_RATE_HZ)).max() < 2e-4
 
 
 def test_resampling_keeps_what_it_can_hold_and_nothing_else(tmp_path: Path) -> None:
@@ -171,7 +130,7 @@ def test_channels_of_the_same_sound_keep_its_level(
 ) -> None:
     samples = np.repeat(chirps(48_000)[None], channels, 0)
     speech = load(tmp_path, encode_sound(samples, 48_000, "wav", "pcm_s16le", layout=layout))
-    assert np.abs(speech.samples - chirps(SAMPLE_RATE_HZ)).max() < 2e-4
+    assert np.abs(speech.samples - chirps(SPEECH_RATE_HZ)).max() < 2e-4
 
 
 def test_channels_are_averaged(tmp_path: Path) -> None:
@@ -185,7 +144,7 @@ def test_channels_without_sound_do_not_thin_the_voice(tmp_path: Path) -> None:
     samples = np.zeros((6, 48_000), np.float32)
     samples[2] = chirps(48_000)
     speech = load(tmp_path, encode_sound(samples, 48_000, "wav", "pcm_s16le", layout="5.1"))
-    assert np.abs(speech.samples - chirps(SAMPLE_RATE_HZ)).max() < 2e-4
+    assert np.abs(speech.samples - chirps(SPEECH_RATE_HZ)).max() < 2e-4
     assert "antiphase" not in codes(speech)
     one_sided = load(tmp_path, pcm(np.stack([tone(16_000), np.zeros(16_000)]), 16_000))
     assert np.abs(one_sided.samples - tone(16_000)).max() < 1e-4
@@ -203,89 +162,6 @@ def test_the_sound_of_a_video_is_taken(tmp_path: Path) -> None:
     assert abs(speech.duration_s - 2.0) < 0.1
     with pytest.raises(MediaError, match="holds no sound"):
         load(tmp_path, silent_video_bytes())
-
-
-def test_clean_speech_of_any_rate_gets_no_note(tmp_path: Path) -> None:
-    for rate_hz in (16_000, 22_050, 24_000, 44_100, 48_000):
-        for seed in (0, 1):
-            speech = load(tmp_path, pcm(voice(rate_hz, seed=seed), rate_hz))
-            assert codes(speech) == set(), (rate_hz, seed)
-
-
-@pytest.mark.parametrize(
-    ("container", "codec", "bit_rate"),
-    [("mp3", "libmp3lame", 64_000), ("ipod", "aac", 96_000), ("ogg", "libopus", 32_000)],
-)
-def test_clean_speech_in_lossy_files_gets_no_note(
-    container: str, codec: str, bit_rate: int, tmp_path: Path
-) -> None:
-    data = encode_sound(voice(48_000)[None], 48_000, container, codec, bit_rate=bit_rate)
-    assert codes(load(tmp_path, data)) == set()
-
-
-@pytest.mark.parametrize(
-    ("way", "rate_hz"),
-    [
-        *(("filtered", rate_hz) for rate_hz in (16_000, 22_050, 44_100, 48_000)),
-        *(("lines", rate_hz) for rate_hz in (16_000, 32_000, 44_100, 48_000)),
-        *(("repeated", rate_hz) for rate_hz in (16_000, 32_000, 48_000)),
-    ],
-)
-def test_telephone_speech_in_a_wider_file_is_noticed(
-    way: str, rate_hz: int, tmp_path: Path
-) -> None:
-    narrow = voice(8_000)
-    if way == "filtered":
-        wide = soxr.resample(narrow, 8_000, rate_hz)
-    else:
-        place = np.arange(round(len(narrow) * rate_hz / 8_000) - 8) * 8_000 / rate_hz
-        if way == "repeated":
-            wide = narrow[place.astype(int)]
-        else:
-            wide = np.interp(place, np.arange(len(narrow)), narrow)
-    notes = {note.code: note.message for note in load(tmp_path, pcm(wide, rate_hz)).notes}
-    assert set(notes) == {"low_bandwidth"}
-    assert "about 4 kHz" in notes["low_bandwidth"]
-    assert f"{rate_hz} samples" in notes["low_bandwidth"]
-
-
-def test_an_honest_telephone_file_is_told_apart(tmp_path: Path) -> None:
-    assert codes(load(tmp_path, pcm(voice(8_000), 8_000))) == {"low_sample_rate"}
-
-
-def test_a_rate_reduced_without_a_filter_is_noticed(tmp_path: Path) -> None:
-    assert codes(load(tmp_path, pcm(voice(48_000)[::3], 16_000))) == {"aliasing"}
-
-
-def test_a_tone_or_hum_says_nothing_about_bandwidth(tmp_path: Path) -> None:
-    for hz in (50, 440, 1_000):
-        assert codes(load(tmp_path, pcm(tone(44_100, hz=hz), 44_100))) == set()
-
-
-def test_silence_is_a_note_and_not_an_error(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    dither = rng.normal(size=16_000) * 3e-5
-    for samples in (np.zeros(16_000), np.full(16_000, 0.2), dither):
-        speech = load(tmp_path, pcm(samples, 16_000))
-        assert codes(speech) == {"silent"}
-        assert np.isfinite(speech.samples).all()
-
-
-def test_faint_speech_and_long_pauses_are_noticed(tmp_path: Path) -> None:
-    assert codes(load(tmp_path, pcm(voice(16_000) * 0.01, 16_000))) == {"quiet"}
-    padded = np.concatenate([voice(16_000, seconds=1), np.zeros(16_000 * 5)])
-    assert codes(load(tmp_path, pcm(padded, 16_000))) == {"mostly_silent"}
-
-
-@pytest.mark.parametrize("rate_hz", [16_000, 48_000])
-def test_clipping_is_noticed(rate_hz: int, tmp_path: Path) -> None:
-    clipped = np.clip(voice(rate_hz) * 4, -1, 1)
-    assert "clipping" in codes(load(tmp_path, pcm(clipped, rate_hz)))
-    turned_down = load(tmp_path, pcm(clipped * 0.6, rate_hz))
-    assert "clipping" in codes(turned_down), "flat tops stay flat when turned down"
-    in_one_channel = np.stack([voice(rate_hz), clipped])
-    assert "clipping" in codes(load(tmp_path, pcm(in_one_channel, rate_hz)))
-    assert codes(load(tmp_path, pcm(voice(rate_hz) * 1.9, rate_hz))) == set()
 
 
 def test_levels_beyond_full_scale_are_scaled_down_with_a_note(tmp_path: Path) -> None:
@@ -332,11 +208,11 @@ def test_a_header_from_a_pipe_is_not_taken_at_its_word(tmp_path: Path) -> None:
 
 
 def test_the_longest_speech_is_counted_while_it_is_decoded(tmp_path: Path) -> None:
-    data = encode_sound(np.zeros((1, 16_000 * 60), np.float32), 16_000, "flac", "flac")
+    data = encode_sound(np.zeros((1, 16_000 * 12), np.float32), 16_000, "flac", "flac")
     assert len(data) < 50_000
-    with pytest.raises(MediaError, match="more than 50 s"):
-        load(tmp_path, data, SpeechLimits(max_seconds=50))
-    assert load(tmp_path, data, SpeechLimits(max_seconds=60)).duration_s == 60
+    with pytest.raises(MediaError, match="more than 10 s"):
+        load(tmp_path, data, SpeechLimits(max_seconds=10))
+    assert load(tmp_path, data, SpeechLimits(max_seconds=12)).duration_s == 12
 
 
 def test_limits_are_values_the_caller_chooses(tmp_path: Path) -> None:
@@ -353,16 +229,10 @@ def test_limits_are_values_the_caller_chooses(tmp_path: Path) -> None:
 
 def test_long_speech_takes_little_more_memory_than_its_result(tmp_path: Path) -> None:
     path = tmp_path / "long.wav"
-    path.write_bytes(wav_bytes(bytes(48_000 * 2 * 2 * 120), channels=2, rate=48_000))
-    code = (
-        "import resource; from liveavatar.media.speech import load_speech;"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
-        f"load_speech({str(path)!r});"
-        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)"
+    path.write_bytes(wav_bytes(bytes(48_000 * 2 * 2 * 60), channels=2, rate=48_000))
+    grown_mib = memory_growth_mib(
+        "from liveavatar.media.speech import load_speech", f"load_speech({str(path)!r})"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True
-    )
-    # 120 s are 8 MB at 16 kHz; level checks take a float64 copy of it and its squares. The two
-    # channels at their own rate would be 46 MB in float32.
-    assert int(result.stdout) < 70
+    # 60 s are 4 MB at 16 kHz; level checks take a float64 copy of it and its squares. The two
+    # channels at their own rate would be 23 MB in float32, and the same again when joined.
+    assert grown_mib < 40

@@ -1,0 +1,137 @@
+"""One rank of a worker group: load its part, connect, say Ready, serve, end.
+
+A rank ends when its supervisor does: the pipe between them breaks. It ends when a neighbour does:
+the link breaks. Either way the reason goes to the supervisor, if there still is one.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import traceback
+from multiprocessing.connection import Connection
+
+import torch
+
+from liveavatar.conditioning import Encoders
+from liveavatar.engine.media_rank import MediaNetworks, MediaRank
+from liveavatar.engine.messages import Cancel, Failed, GroupSpec, Ready, Stop, Submit
+from liveavatar.errors import EngineError, LiveAvatarError
+from liveavatar.model.checkpoint import Placement, open_checkpoint
+from liveavatar.parallel.stage import Stage, StageLinks, StagePlan, stage_links
+from liveavatar.parallel.transfer import connect
+
+EXIT_ORPHANED = 3
+
+
+def worker_main(rank: int, spec: GroupSpec, pipe: Connection) -> None:
+    """Run one rank until it is stopped or fails; the target of its process."""
+    reporting = threading.Lock()
+
+    def report(message: object) -> None:
+        with reporting:
+            pipe.send(message)
+
+    try:
+        torch.set_num_threads(spec.threads)
+        if rank == spec.media_rank:
+            _serve_media(spec, pipe, report)
+        else:
+            _serve_stage(rank, spec, pipe, report)
+    except BrokenPipeError:
+        os._exit(EXIT_ORPHANED)
+    except BaseException as error:  # noqa: BLE001 - the border: everything is reported
+        reason = str(error) if isinstance(error, LiveAvatarError) else repr(error)
+        try:
+            report(Failed(rank, reason, traceback.format_exc()))
+        finally:
+            # Threads may sit in a neighbour's socket or a GPU call; nothing waits for them.
+            os._exit(1)
+
+
+def _placement(rank: int, spec: GroupSpec) -> Placement:
+    device = torch.device(spec.devices[rank])
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return Placement(device, getattr(torch, spec.dtype))
+
+
+def _serve_stage(rank: int, spec: GroupSpec, pipe: Connection, report: object) -> None:
+    started = time.monotonic()
+    where = _placement(rank, spec)
+    checkpoint = open_checkpoint(spec.checkpoint, spec.adapter)
+    transformer = checkpoint.load_transformer(where, spec.stages[rank])
+    num_stages = len(spec.stages)
+    senders, receivers = connect(
+        spec.folder, rank, stage_links(num_stages, spec.media_rank), where.device, spec.timeout_s
+    )
+    links = StageLinks(
+        media=receivers[f"media-{rank}"],
+        previous=receivers.get(f"{rank - 1}-{rank}"),
+        following=senders.get(f"{rank}-{rank + 1}"),
+        velocities=senders.get("velocities") or receivers.get("velocities"),
+        latents=senders.get("latents"),
+    )
+    stage = Stage(transformer, StagePlan(rank, num_stages, spec.timeout_s), links)
+    _watch_supervisor(pipe, None)
+    report(Ready(rank, time.monotonic() - started))  # type: ignore[operator]
+    stage.serve()
+    for sender in senders.values():
+        sender.close()
+
+
+def _serve_media(spec: GroupSpec, pipe: Connection, report: object) -> None:
+    started = time.monotonic()
+    rank = spec.media_rank
+    where = _placement(rank, spec)
+    checkpoint = open_checkpoint(spec.checkpoint, spec.adapter)
+    networks = MediaNetworks(
+        Encoders(
+            checkpoint.load_text_encoder(where),
+            checkpoint.load_tokenizer(),
+            checkpoint.load_audio_encoder(where),
+            checkpoint.load_vae_encoder(where),
+        ),
+        checkpoint.load_condition_embedder(where),
+        checkpoint.load_vae_decoder(where),
+    )
+    num_stages = len(spec.stages)
+    senders, receivers = connect(
+        spec.folder, rank, stage_links(num_stages, rank), where.device, spec.timeout_s
+    )
+    media = MediaRank(
+        networks,
+        [senders[f"media-{stage}"] for stage in range(num_stages)],
+        receivers["latents"],
+        report,  # type: ignore[arg-type]
+        spec.timeout_s,
+    )
+    _watch_supervisor(pipe, media)
+    report(Ready(rank, time.monotonic() - started))  # type: ignore[operator]
+    media.serve()
+    for sender in senders.values():
+        sender.close()
+
+
+def _watch_supervisor(pipe: Connection, media: MediaRank | None) -> None:
+    """Follow the supervisor's pipe in a thread; when it breaks, this process ends at once."""
+
+    def follow() -> None:
+        try:
+            while True:
+                message = pipe.recv()
+                if media is None:
+                    continue  # stages are stopped through the media rank, in the order of work
+                if isinstance(message, Submit):
+                    media.submit(message.job)
+                elif isinstance(message, Cancel):
+                    media.cancel(message.number)
+                elif isinstance(message, Stop):
+                    media.stop()
+                else:
+                    raise EngineError(f"unexpected message from the supervisor: {message!r}")
+        except (EOFError, OSError):
+            os._exit(EXIT_ORPHANED)
+
+    threading.Thread(target=follow, name="supervisor", daemon=True).start()

@@ -1,0 +1,63 @@
+"""A growing video file that takes its sound from the upload."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+
+from liveavatar.config import FPS
+from liveavatar.media.live_writer import AUDIO_LEAD_S, LiveVideoWriter
+from liveavatar.media.soundtrack import SOUNDTRACK_RATE_HZ, Soundtrack
+
+
+class SpokenVideo:
+    """Frames in, picture and the sound that belongs to them out, a whole fragment per append.
+
+    To be used in a `with` block: leaving it finishes the file, leaving it by an exception closes
+    the file after its last whole fragment.
+
+    Args:
+        live_path: file to create or replace.
+        soundtrack: the upload's sound; frame i is shown while it is heard from i/25 s on. It is
+            closed with the video.
+        width: of the frames, pixels.
+        height: of the frames, pixels.
+
+    Raises:
+        MediaError: a file cannot be read or written.
+    """
+
+    def __init__(self, live_path: Path, soundtrack: Soundtrack, width: int, height: int) -> None:
+        self._sound = soundtrack
+        self._writer = LiveVideoWriter(
+            live_path, width=width, height=height, fps=FPS, sample_rate_hz=SOUNDTRACK_RATE_HZ
+        )
+
+    @property
+    def num_frames(self) -> int:
+        """Frames in the file."""
+        return self._writer.num_frames
+
+    def append(self, frames_THWC: npt.NDArray[np.uint8]) -> None:
+        """Write frames (T, height, width, 3), uint8 RGB, and their sound."""
+        until_s = (self.num_frames + len(frames_THWC)) / FPS + AUDIO_LEAD_S
+        wanted = round(until_s * SOUNDTRACK_RATE_HZ) - self._writer.num_samples
+        self._writer.append(frames_THWC, self._sound.read(wanted))
+
+    def __enter__(self) -> SpokenVideo:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._sound.close()
+        if kind is None:
+            self._writer.close()
+        else:
+            self._writer.abort()
