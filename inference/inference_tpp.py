@@ -4,8 +4,8 @@
         --size "688*368" --save_file out.mp4
 
 While it is made, the video grows beside the output as `out.live.mp4`, which a player can follow.
-Exit status: 0 done; 2 for input that cannot be used: one line says why and nothing is written; 130
-when stopped: what was made until then is left as a playable file.
+Exit status: 0 done; 1 when a rank failed; 2 for input that cannot be used: one line says why and
+nothing is written; 130 when stopped: what was made until then is left as a playable file.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from liveavatar.config import (
 from liveavatar.engine.messages import Finished, GroupSpec, Refused, RenderJob
 from liveavatar.engine.messages import Progress as Progressed
 from liveavatar.engine.supervisor import WorkerGroup
-from liveavatar.errors import ConfigError, LiveAvatarError, MediaError
+from liveavatar.errors import ConfigError, EngineError, LiveAvatarError, MediaError
 from liveavatar.media.ingest import Inputs, ingest
 from liveavatar.media.portrait import UInt8Array, crop_to_size, fit_size
 from liveavatar.media.remux import remux_to_progressive
@@ -55,6 +55,7 @@ from liveavatar.timeline import Timeline, make_timeline
 
 logger = logging.getLogger("liveavatar")
 
+EXIT_FAILED = 1
 EXIT_REFUSED = 2
 EXIT_STOPPED = 130
 ANY_NUMBER_OF_CLIPS = 100_000
@@ -111,6 +112,7 @@ class Plan:
     timeline: Timeline
     portrait_HWC: UInt8Array
     checkpoint: Checkpoint
+    stages: tuple[range, ...]
 
     @property
     def live_path(self) -> Path:
@@ -148,7 +150,8 @@ def plan(options: argparse.Namespace) -> Plan:
     )
     timeline = make_timeline(sampling, len(inputs.speech.samples))
     portrait = _fit(inputs.portrait.rgb, size)
-    return Plan(options, inputs, sampling, timeline, portrait, checkpoint)
+    stages = _split(checkpoint, parallel.num_gpus_dit, portrait, sampling)
+    return Plan(options, inputs, sampling, timeline, portrait, checkpoint, stages)
 
 
 def _check_ranks(parallel: ParallelConfig, options: argparse.Namespace) -> None:
@@ -162,6 +165,17 @@ def _check_ranks(parallel: ParallelConfig, options: argparse.Namespace) -> None:
             f"num_gpus_dit: {ranks} ranks need as many GPUs, {torch.cuda.device_count()} are "
             "visible; use fewer ranks or widen CUDA_VISIBLE_DEVICES"
         )
+
+
+def _split(
+    checkpoint: Checkpoint, num_stages: int, portrait: UInt8Array, sampling: SamplingConfig
+) -> tuple[range, ...]:
+    """Layers of each pipeline stage, by what they cost at this size."""
+    frame_tokens = (portrait.shape[0] // 16) * (portrait.shape[1] // 16)
+    block_tokens = LATENT_FRAMES_PER_BLOCK * frame_tokens
+    window_tokens = (sampling.window_blocks + 1) * block_tokens
+    costs = layer_costs(checkpoint.config, block_tokens, window_tokens)
+    return tuple(split_layers(costs, num_stages))
 
 
 def _check_output(path: Path) -> None:
@@ -314,12 +328,7 @@ def _group_spec(job: Plan) -> GroupSpec:
     On GPUs the media rank has a card of its own with `enable_vae_parallel`, else it shares the last
     stage's. On the CPU the cores are shared out evenly.
     """
-    num_stages, config = job.options.num_gpus_dit, job.checkpoint.config
-    height, width = job.portrait_HWC.shape[:2]
-    frame_tokens = (height // 16) * (width // 16)
-    block_tokens = LATENT_FRAMES_PER_BLOCK * frame_tokens
-    window_tokens = (job.sampling.window_blocks + 1) * block_tokens
-    stages = split_layers(layer_costs(config, block_tokens, window_tokens), num_stages)
+    num_stages = len(job.stages)
     devices = ["cpu"] * (num_stages + 1)
     if torch.cuda.is_available():
         media = num_stages if job.options.enable_vae_parallel else num_stages - 1
@@ -327,7 +336,7 @@ def _group_spec(job: Plan) -> GroupSpec:
     return GroupSpec(
         checkpoint=job.options.ckpt_dir,
         adapter=job.options.lora_path_dmd,
-        stages=tuple(stages),
+        stages=job.stages,
         devices=tuple(devices),
         dtype="bfloat16" if torch.cuda.is_available() else "float32",
         threads=max(1, (os.cpu_count() or 1) // (num_stages + 1)),
@@ -402,6 +411,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         return run(build_parser().parse_args(arguments))
+    except EngineError as error:
+        _say(f"error: {error}")
+        return EXIT_FAILED
     except LiveAvatarError as error:
         _say(f"error: {error}")
         return EXIT_REFUSED

@@ -5,7 +5,7 @@ Nothing here imports torch: the web server and the planner read the same values.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,10 @@ FPS = 25
 FRAMES_PER_BLOCK = 12
 LATENT_FRAMES_PER_BLOCK = 3
 SPEECH_RATE_HZ = 16000
+
+_LARGEST_SIZE = 2**20
+_MOST_LAYERS = 1000
+_MOST_FRAMES = 4800
 
 # Keys of the published config.json that must have these values: other values name other networks.
 _FIXED_KEYS: Mapping[str, Any] = {
@@ -75,9 +79,28 @@ class TransformerConfig:
     def __post_init__(self) -> None:
         """Raise ConfigError for a shape the network cannot have."""
         for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type is int and (not isinstance(value, int) or value < 1):
-                raise ConfigError(f"{field.name}: expected a positive whole number, got {value!r}")
+            if field.type is int:
+                _check_range(field.name, getattr(self, field.name), 1, _LARGEST_SIZE)
+        _check_number("eps", self.eps, 1.0)
+        _check_range("num_layers", self.num_layers, 1, _MOST_LAYERS)
+        _check_sizes("patch_size", self.patch_size, lambda sizes: sizes == (1, 2, 2), "(1, 2, 2)")
+        _check_sizes(
+            "zip_frame_buckets",
+            self.zip_frame_buckets,
+            lambda sizes: (
+                len(sizes) == 3
+                and all(
+                    n > 0 and n % packed == 0 for n, packed in zip(sizes, (1, 2, 4), strict=True)
+                )
+            ),
+            "three numbers of frames, whole when packed by 1, 2 and 4",
+        )
+        _check_sizes(
+            "audio_inject_layers",
+            self.audio_inject_layers,
+            lambda layers: list(layers) == sorted(set(layers) & set(range(self.num_layers))),
+            f"ascending layer numbers below {self.num_layers}",
+        )
         if self.dim % self.num_heads or self.head_dim % 2:
             raise ConfigError(
                 f"num_heads: expected a number that divides dim={self.dim} into even heads, "
@@ -85,14 +108,13 @@ class TransformerConfig:
             )
         if self.dim % 4:
             raise ConfigError(f"dim: expected a multiple of 4, got {self.dim}")
-        layers = self.audio_inject_layers
-        if list(layers) != sorted(set(layers) & set(range(self.num_layers))):
+        if self.freq_dim % 2:
+            raise ConfigError(f"freq_dim: expected an even number, got {self.freq_dim}")
+        if self.out_dim != self.in_dim:
             raise ConfigError(
-                f"audio_inject_layers: expected ascending layer numbers below {self.num_layers}, "
-                f"got {list(layers)}"
+                f"out_dim: expected in_dim={self.in_dim}, the velocity moves the sample, "
+                f"got {self.out_dim}"
             )
-        if tuple(self.patch_size) != (1, 2, 2):
-            raise ConfigError(f"patch_size: expected (1, 2, 2), got {self.patch_size}")
 
     @property
     def head_dim(self) -> int:
@@ -112,7 +134,8 @@ class TransformerConfig:
         for key, expected in _FIXED_KEYS.items():
             if published.get(key, expected) != expected:
                 raise ConfigError(
-                    f"config.json: {key} is {published[key]!r}, this network has {expected!r}"
+                    f"{key}: this network has {expected!r}, got {published[key]!r}; it is another "
+                    "variant"
                 )
         known = {field.name for field in fields(cls)}
         chosen = {key: value for key, value in published.items() if key in known}
@@ -126,11 +149,14 @@ class TransformerConfig:
         """Read `config.json`; ConfigError when it is missing or not a JSON object."""
         try:
             published = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ConfigError(f"{path}: expected a readable JSON file: {error}") from None
         if not isinstance(published, dict):
             raise ConfigError(f"{path}: expected a JSON object, got {type(published).__name__}")
-        return cls.from_dict(published)
+        try:
+            return cls.from_dict(published)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -143,7 +169,7 @@ class SamplingConfig:
         num_clip: clips asked for, at least 1; the speech may end earlier.
         seed: of noise and relative distances, 0 <= seed < 2**63.
         shift: of the noise schedule.
-        online_decode: decode each block as it is finished, not each clip.
+        online_decode: decode each block as it is finished, not a window of blocks at a time.
     """
 
     num_steps: int = 4
@@ -158,16 +184,17 @@ class SamplingConfig:
         _check_range("sample_steps", self.num_steps, 1, 50)
         _check_range("num_clip", self.num_clip, 1, 100_000)
         _check_range("base_seed", self.seed, 0, 2**63 - 1)
-        _check_range("infer_frames", self.infer_frames, 1, 4800)
-        if self.infer_frames < FRAMES_PER_BLOCK or self.infer_frames % 4:
-            below = max(FRAMES_PER_BLOCK, self.infer_frames // 4 * 4)
-            above = below + 4 if below < self.infer_frames or below == FRAMES_PER_BLOCK else below
+        _check_range("infer_frames", self.infer_frames, -(10**9), 10**9)
+        if not FRAMES_PER_BLOCK <= self.infer_frames <= _MOST_FRAMES or self.infer_frames % 4:
+            nearest = min(max(self.infer_frames, FRAMES_PER_BLOCK), _MOST_FRAMES - 4) // 4 * 4
             raise ConfigError(
-                f"infer_frames: expected a multiple of 4, at least {FRAMES_PER_BLOCK}, "
-                f"got {self.infer_frames}; the nearest that work are {below} and {above}"
+                f"infer_frames: expected a multiple of 4 from {FRAMES_PER_BLOCK} to "
+                f"{_MOST_FRAMES}, got {self.infer_frames}; the nearest that work are "
+                f"{nearest} and {nearest + 4}"
             )
-        if not 0 < self.shift <= 100:
-            raise ConfigError(f"shift: expected a number above 0 up to 100, got {self.shift}")
+        _check_number("shift", self.shift, 100.0)
+        if not isinstance(self.online_decode, bool):
+            raise ConfigError(f"online_decode: expected True or False, got {self.online_decode!r}")
 
     @property
     def window_blocks(self) -> int:
@@ -206,8 +233,12 @@ def check_visible_devices(environment: Mapping[str, str] = os.environ) -> None:
     """
     listed = environment.get("CUDA_VISIBLE_DEVICES", "").strip()
     numbers = [part.strip() for part in listed.split(",") if part.strip()]
-    if not all(number.isdigit() for number in numbers):
-        return  # UUIDs and -1 have no order
+    if not all(number.isdecimal() and number.isascii() for number in numbers):
+        if any(number.startswith(("GPU-", "MIG-", "-")) for number in numbers) or not numbers:
+            return  # names of devices and -1 have no order
+        raise ConfigError(f"CUDA_VISIBLE_DEVICES: expected device numbers, got {listed[:40]!r}")
+    if any(len(number) > 6 for number in numbers):
+        raise ConfigError("CUDA_VISIBLE_DEVICES: expected device numbers, got one of many digits")
     if [int(n) for n in numbers] != sorted({int(n) for n in numbers}):
         ordered = ",".join(str(n) for n in sorted({int(n) for n in numbers}))
         raise ConfigError(
@@ -219,3 +250,19 @@ def check_visible_devices(environment: Mapping[str, str] = os.environ) -> None:
 def _check_range(name: str, value: int, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise ConfigError(f"{name}: expected a whole number from {low} to {high}, got {value!r}")
+
+
+def _check_number(name: str, value: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= high:
+        raise ConfigError(f"{name}: expected a number above 0 up to {high:g}, got {value!r}")
+
+
+def _check_sizes(
+    name: str,
+    values: tuple[int, ...],
+    fits: Callable[[tuple[int, ...]], bool],
+    expected: str,
+) -> None:
+    whole = isinstance(values, tuple) and all(type(value) is int for value in values)
+    if not whole or not fits(values):
+        raise ConfigError(f"{name}: expected {expected}, got {values!r}")

@@ -31,9 +31,8 @@ from liveavatar.model.checkpoint import (
     VAE,
 )
 from liveavatar.model.lora import FILE_NAME, adapter_targets
-from liveavatar.model.transformer import ConditionEmbedder, Transformer
 from liveavatar.model.vae import VAEConfig, checkpoint_shapes
-from liveavatar.model.weights import stored_names, stored_shapes
+from liveavatar.model.weights import network_shapes
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -83,7 +82,7 @@ def write_checkpoint(directory: Path, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed)
     config = {"_class_name": "WanModel_S2V", "model_type": "s2v", **asdict(TINY)}
     _write_json(directory / CONFIG, config)
-    weights = _random(transformer_shapes(TINY), generator, torch.bfloat16)
+    weights = _random(network_shapes(TINY), generator, torch.bfloat16)
     _write_shards(directory / TRANSFORMER_INDEX, weights)
     torch.save(_random(_text_shapes(), generator, torch.bfloat16), directory / TEXT_ENCODER)
     torch.save(_random(checkpoint_shapes(TINY_VAE), generator), directory / VAE)
@@ -96,7 +95,7 @@ def write_checkpoint(directory: Path, seed: int = 0) -> None:
 def write_adapter(directory: Path, rank: int = 4, seed: int = 1) -> Path:
     """Write a random adapter for the tiny checkpoint; returns its file."""
     directory.mkdir(parents=True, exist_ok=True)
-    shapes = transformer_shapes(TINY)
+    shapes = network_shapes(TINY)
     pairs: Shapes = {}
     for target in adapter_targets(TINY):
         rows, columns = shapes[f"{target}.weight"]
@@ -105,16 +104,6 @@ def write_adapter(directory: Path, rank: int = 4, seed: int = 1) -> Path:
     generator = torch.Generator().manual_seed(seed)
     save_file(_random(pairs, generator, torch.bfloat16), directory / FILE_NAME)
     return directory / FILE_NAME
-
-
-def transformer_shapes(config: TransformerConfig) -> Shapes:
-    """Name and shape of every tensor of the published transformer at this size."""
-    with torch.device("meta"):
-        parts = (Transformer(config), ConditionEmbedder(config))
-    shapes: Shapes = {}
-    for part in parts:
-        shapes |= stored_shapes(part, lambda name: stored_names(name, config))
-    return shapes
 
 
 def _text_shapes() -> Shapes:

@@ -1,10 +1,8 @@
-"""What a user asks for, checked before anything is read or allocated."""
+"""The size a user asks for, checked before anything is read or allocated."""
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
-from liveavatar.config import SamplingConfig
 from liveavatar.errors import RequestError
 
 MIN_SIDE, MAX_SIDE = 64, 4096
@@ -52,22 +50,3 @@ def parse_size(text: str) -> SizeOption:
     similar = re.fullmatch(r"\D*(\d{1,6})\D+(\d{1,6})\D*", text, re.ASCII)
     hint = f"write {similar[1]}*{similar[2]}" if similar else "write for example 688*368"
     raise RequestError(f"size: expected WIDTH*HEIGHT, got {text[:40]!r}; {hint}")
-
-
-@dataclass(frozen=True)
-class GenerationRequest:
-    """One video as it was asked for.
-
-    Attributes:
-        image: portrait file.
-        audio: speech file.
-        prompt: person, action and surroundings.
-        size: area of the video.
-        sampling: clips, frames, steps, seed.
-    """
-
-    image: Path
-    audio: Path
-    prompt: str
-    size: SizeOption
-    sampling: SamplingConfig

@@ -11,6 +11,7 @@ Source: Alibaba-Quark/LiveAvatar at 9c2c38d, flow matching with shift 3 and Eule
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -86,11 +87,14 @@ def block_noise(
 ) -> Tensor:
     """Draw the starting sample of a block: standard normal, (C, F, H, W).
 
-    Drawn in float32 on the CPU, so that a seed means the same video on every machine and for any
-    number of ranks.
+    Drawn in float32 on the CPU by NumPy's counter-based Philox generator, which takes all of its
+    key: torch's takes 32 bits of a seed, and in a two-hour video some block might repeat another's
+    noise. A seed means the same video for any number of ranks and on every machine, up to the
+    rounding of its logarithm.
     """
-    generator = torch.Generator().manual_seed(_hash(seed, block_index, 0) >> 1)
-    noise = torch.randn(tuple(shape), generator=generator, dtype=torch.float32)
+    key = (_hash(seed, block_index, 0), _hash(seed, block_index, -1 & _MASK))
+    generator = np.random.Generator(np.random.Philox(key=np.array(key, dtype=np.uint64)))
+    noise = torch.from_numpy(generator.standard_normal(tuple(shape), dtype=np.float32))
     return noise.to(device=device, dtype=dtype)
 
 

@@ -93,7 +93,10 @@ class CrossAttention(nn.Module):
         """Make keys and values of context tokens (..., K, D): once per context, not per forward."""
         key, value = self.kv(context.to(self.kv.weight.dtype)).chunk(2, dim=-1)
         heads = (self.num_heads, -1)
-        return KeyValue(self.norm_k(key).unflatten(-1, heads), value.unflatten(-1, heads))
+        # A view of the values would keep the whole product alive for the length of a job.
+        return KeyValue(
+            self.norm_k(key).unflatten(-1, heads), value.contiguous().unflatten(-1, heads)
+        )
 
     def forward(self, tokens: Tensor, context: KeyValue) -> Tensor:
         """Attend from `tokens` (L, D) or (F, L, D) to `context`; the result has the same shape."""

@@ -8,6 +8,7 @@
 Opening reads names and shapes only. Sizes that no config file states are read off the tensors.
 """
 
+import re
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,13 +19,13 @@ from transformers import UMT5EncoderModel, Wav2Vec2Model
 
 from liveavatar.config import TransformerConfig
 from liveavatar.errors import CheckpointError
-from liveavatar.model.audio_encoder import load_audio_encoder
-from liveavatar.model.checkpoint_files import TensorFiles, load_into, open_tensor_files
+from liveavatar.model.audio_encoder import load_audio_encoder, read_config
+from liveavatar.model.checkpoint_files import TensorFiles, load_into, open_tensor_files, require
 from liveavatar.model.lora import Adapter, open_adapter
-from liveavatar.model.text_encoder import load_text_encoder, load_tokenizer
+from liveavatar.model.text_encoder import encoder_config, load_text_encoder, load_tokenizer
 from liveavatar.model.transformer import ConditionEmbedder, Transformer
 from liveavatar.model.vae import Decoder, Encoder, VAEConfig
-from liveavatar.model.weights import fill, stored_names
+from liveavatar.model.weights import fill, network_shapes, stored_names
 
 CONFIG = "config.json"
 TRANSFORMER_INDEX = "diffusion_pytorch_model.safetensors.index.json"
@@ -117,7 +118,11 @@ def open_checkpoint(directory: Path, adapter_path: Path | None = None) -> Checkp
         CheckpointError: a part is missing, damaged or of another size.
         ConfigError: `config.json` describes another network.
     """
-    if not directory.is_dir():
+    try:
+        there = directory.is_dir()
+    except OSError:
+        there = False
+    if not there:
         raise CheckpointError(
             f"{directory}: expected a checkpoint folder; set ckpt_dir to one that holds {CONFIG}"
         )
@@ -137,6 +142,8 @@ def open_checkpoint(directory: Path, adapter_path: Path | None = None) -> Checkp
             f"{vae_files.path}: latents of {vae_config.z_dim} channels at 1/"
             f"{vae_config.spatial_stride}, the transformer needs {config.in_dim} at 1/8"
         )
+    _check_transformer(config, files)
+    _check_encoders(config, directory)
     adapter = None if adapter_path is None else open_adapter(adapter_path, config)
     return Checkpoint(directory, config, vae_config, files, vae_files, adapter)
 
@@ -153,8 +160,43 @@ def _transformer_file(directory: Path) -> Path:
 
 def _sized(config: TransformerConfig, files: TensorFiles) -> TransformerConfig:
     """Take from the tensors what the published config.json leaves out."""
-    return replace(
-        config,
-        text_dim=files.shape("text_embedding.0.weight")[-1],
-        num_audio_states=files.shape("casual_audio_encoder.weights")[1],
+    text, states = (
+        files.shape(name) for name in ("text_embedding.0.weight", "casual_audio_encoder.weights")
     )
+    if len(text) != 2 or len(states) != 4:
+        raise CheckpointError(
+            f"{files.path}: 'text_embedding.0.weight' {list(text)} and "
+            f"'casual_audio_encoder.weights' {list(states)} are not of this network"
+        )
+    return replace(config, text_dim=text[1], num_audio_states=states[1])
+
+
+def _check_transformer(config: TransformerConfig, files: TensorFiles) -> None:
+    """Raise CheckpointError unless config.json and the stored tensors are of one network."""
+    expected = network_shapes(config)
+    require(files, expected)
+    layers = re.compile(r"(blocks|audio_injector)\.")
+    surplus = [name for name in files.names() if layers.match(name) and name not in expected]
+    if surplus:
+        raise CheckpointError(
+            f"{files.path}: holds '{surplus[0]}' and {len(surplus) - 1} more tensors beyond the "
+            f"{config.num_layers} layers of {CONFIG}; the two are of different networks"
+        )
+
+
+def _check_encoders(config: TransformerConfig, directory: Path) -> None:
+    """Raise CheckpointError unless both encoders give what the transformer takes."""
+    text = directory / TEXT_ENCODER
+    width = encoder_config(open_tensor_files(text)).d_model
+    if width != config.text_dim:
+        raise CheckpointError(
+            f"{text}: its rows are {width} wide, the transformer takes {config.text_dim}"
+        )
+    speech = directory / SPEECH_ENCODER / "config.json"
+    found = read_config(speech)
+    given = (found.hidden_size, found.num_hidden_layers + 1)
+    if given != (config.audio_dim, config.num_audio_states):
+        raise CheckpointError(
+            f"{speech}: {given[1]} hidden states of width {given[0]}, the transformer takes "
+            f"{config.num_audio_states} of width {config.audio_dim}"
+        )

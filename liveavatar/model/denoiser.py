@@ -5,7 +5,7 @@ The same object runs all layers on one device and one pipeline stage's layers on
 Shapes: L block tokens, C condition tokens, D model width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -109,26 +109,34 @@ class Denoiser:
         self._block_rotations: dict[int, Rotation] = {}
         self._audio: dict[int, tuple[InjectedAudio | None, ...]] = {}
 
-    def prefill(self, hidden_CD: Tensor, version: int) -> tuple[Tensor, list[KeyValue]]:
+    def prefill(
+        self,
+        hidden_CD: Tensor,
+        version: int,
+        watch: Callable[[int, KeyValue], None] | None = None,
+    ) -> Tensor:
         """Run condition tokens through the range and keep their keys and values as `version`.
 
         Args:
             hidden_CD: embedded condition tokens, or the previous stage's output.
             version: 0 at the start, 1 for the refresh.
+            watch: is shown each layer's place and un-rotated keys and values.
 
         Returns:
-            The residual stream for the next stage, and what was stored per layer, un-rotated.
+            The residual stream for the next stage.
         """
         rows, columns = self.grid.rows, self.grid.columns
         buckets = self.transformer.config.zip_frame_buckets
         positions_C3 = condition_positions(PREFILL_REFERENCE_FRAME, rows, columns, buckets)
-        hidden_CD, stored = self.transformer.prefill(
-            hidden_CD, self.constants, self._rotation(positions_C3)
-        )
         motion = self._rotation(positions_C3[self.grid.frame_tokens :])
-        for cache, condition in zip(self.caches, stored, strict=True):
-            cache.store_condition(version, condition, motion)
-        return hidden_CD, stored
+
+        def store(place: int, condition: KeyValue) -> None:
+            self.caches[place].store_condition(version, condition, motion)
+            if watch is not None:
+                watch(place, condition)
+
+        everything = self._rotation(positions_C3)
+        return self.transformer.prefill(hidden_CD, self.constants, everything, store)
 
     def hear(self, block_index: int, audio: BlockAudio) -> None:
         """Take the speech of a block, before its first step."""

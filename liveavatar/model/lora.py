@@ -65,7 +65,14 @@ class Adapter:
     def __init__(self, files: TensorFiles, targets: Iterable[str], scale: float = SCALE) -> None:
         self.files = files
         self.scale = scale
-        self._stored = {_plain(name): name for name in files.names()}
+        self._stored: dict[str, str] = {}
+        for name in files.names():
+            if _plain(name) in self._stored:
+                raise CheckpointError(
+                    f"{files.path}: '{name}' and '{self._stored[_plain(name)]}' are the same "
+                    "factor under two names; expected one"
+                )
+            self._stored[_plain(name)] = name
         expected = [f"{target}.lora_{side}.weight" for target in targets for side in "AB"]
         missing = [name for name in expected if name not in self._stored]
         unexpected = sorted(set(self._stored) - set(expected))
@@ -87,7 +94,10 @@ class Adapter:
         up_name = self._stored[f"{module}.lora_B.weight"]
         down = self.files.read(down_name, weight.device, torch.float32)
         up = self.files.read(up_name, weight.device, torch.float32)
-        if (up.shape[0], down.shape[1], up.shape[1]) != (*weight.shape, down.shape[0]):
+        fits = down.ndim == up.ndim == weight.ndim == 2 and (
+            (up.shape[0], down.shape[1], up.shape[1]) == (*weight.shape, down.shape[0])
+        )
+        if not fits:
             raise CheckpointError(
                 f"{self.files.path}: '{down_name}' {list(down.shape)} and '{up_name}' "
                 f"{list(up.shape)} do not fit '{stored_name}' {list(weight.shape)}"
@@ -101,9 +111,12 @@ def open_adapter(path: Path, config: TransformerConfig) -> Adapter:
     Raises:
         CheckpointError: there is no such file, or it does not fit the network.
     """
-    if path.is_dir() and (path / FILE_NAME).exists():
-        path = path / FILE_NAME
-    if not path.exists():
+    try:
+        path = path / FILE_NAME if path.is_dir() else path
+        there = path.exists()
+    except OSError:
+        there = False
+    if not there:
         raise CheckpointError(
             f"{path}: no such adapter; lora_path_dmd takes a local file or the folder that holds "
             f"{FILE_NAME}, download it first"

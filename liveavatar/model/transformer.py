@@ -14,7 +14,7 @@ Source: Alibaba-Quark/LiveAvatar at 9c2c38d, causal S2V model; Wan-Video/Wan2.2 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -202,7 +202,7 @@ class Transformer(nn.Module):
 
     Args:
         config: shape of the whole network.
-        layers: layer numbers to build; all by default.
+        layers: layer numbers to build, in a row; all by default. ValueError for others.
         dtype: of the large matrices; modulation and head stay float32.
     """
 
@@ -214,7 +214,10 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.layer_range = range(config.num_layers) if layers is None else layers
+        whole = range(config.num_layers)
+        self.layer_range = whole if layers is None else layers
+        if not self.layer_range or self.layer_range != whole[slice(*_ends(self.layer_range))]:
+            raise ValueError(f"expected some of the {config.num_layers} layers, in a row")
         self.embedder = Embedder(config, dtype) if 0 in self.layer_range else None
         self.layers = nn.ModuleDict(
             {
@@ -274,20 +277,30 @@ class Transformer(nn.Module):
         return hidden_LD
 
     def prefill(
-        self, hidden_CD: Tensor, constants: JobConstants, rotation: Rotation
-    ) -> tuple[Tensor, list[KeyValue]]:
+        self,
+        hidden_CD: Tensor,
+        constants: JobConstants,
+        rotation: Rotation,
+        store: Callable[[int, KeyValue], None],
+    ) -> Tensor:
         """Run this range on condition tokens (C, D) at timestep 0.
 
+        Args:
+            hidden_CD: embedded condition, or the previous stage's output.
+            constants: of this range.
+            rotation: positions of the condition tokens.
+            store: takes each layer's place in the range and its un-rotated keys and values
+                (C, N, H), as they are made; they are views, to be copied.
+
         Returns:
-            The residual stream, and per layer the un-rotated keys and values (C, N, H).
+            The residual stream (C, D).
         """
-        stored = []
-        for layer, constant in zip(self.stack, constants.layers, strict=True):
+        for place, (layer, constant) in enumerate(zip(self.stack, constants.layers, strict=True)):
             hidden_CD, own = layer.prefill(
                 hidden_CD, constant.modulation_S6D[-1], constant.text, rotation
             )
-            stored.append(own)
-        return hidden_CD, stored
+            store(place, own)
+        return hidden_CD
 
 
 class ConditionEmbedder(nn.Module):
@@ -329,6 +342,14 @@ class ConditionEmbedder(nn.Module):
         return self.text_out(F.gelu(self.text_in(padded), approximate="tanh"))
 
 
+def _ends(layers: range) -> tuple[int, int]:
+    return layers.start, layers.stop
+
+
 def _modulate(hidden: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
-    """Layer norm without parameters, then scale and shift; float32."""
+    """Layer norm without parameters, then scale and shift; float32.
+
+    The reference rounds the first norm of a layer to bfloat16 before the shift; here nothing is
+    rounded before the matrix that reads it.
+    """
     return F.layer_norm(hidden.float(), hidden.shape[-1:], eps=eps) * (1 + scale) + shift

@@ -7,6 +7,7 @@ and only for the layers that were built; host memory stays near the largest of t
 import math
 import re
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from liveavatar.config import TransformerConfig
 from liveavatar.model.checkpoint_files import TensorFiles, assign, require
 from liveavatar.model.lora import Adapter
 from liveavatar.model.motion import PatchEmbedding
+from liveavatar.model.transformer import ConditionEmbedder, Transformer
 
 Names = Callable[[str], tuple[str, ...]]
 
@@ -84,6 +86,16 @@ def stored_shapes(module: nn.Module, names: Names) -> dict[str, tuple[int, ...]]
         elif name.endswith("padding_token"):
             shape = (1, 1, 1, *shape)
         shapes.update(dict.fromkeys(sources, shape))
+    return shapes
+
+
+def network_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of the published transformer at this size."""
+    with torch.device("meta"):
+        parts = (Transformer(config), ConditionEmbedder(config))
+    shapes: dict[str, tuple[int, ...]] = {}
+    for part in parts:
+        shapes |= stored_shapes(part, partial(stored_names, config=config))
     return shapes
 
 

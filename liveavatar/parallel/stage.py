@@ -243,7 +243,7 @@ class Stage:
 
     def run_prefill(self, work: PrefillWork, hidden_CD: Tensor) -> Tensor:
         """Run this stage's layers on the condition."""
-        return self.job(work.job).denoiser.prefill(hidden_CD, work.version)[0]
+        return self.job(work.job).denoiser.prefill(hidden_CD, work.version)
 
     def run_step(self, work: StepWork, hidden_LD: Tensor) -> Tensor:
         """Run this stage's layers on an item; the last stage goes on to the velocity."""

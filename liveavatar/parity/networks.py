@@ -139,8 +139,10 @@ def check_dit_full(fixture: Fixture) -> Iterator[Check]:
     reference, motion = inputs["ref_latents"][0], inputs["motion_latents"][0]
     grid = TokenGrid.of_latent(reference)
     denoiser = Denoiser(transformer, time, text, grid, fixture.config["ring_blocks"])
-    _, stored = denoiser.prefill(transformer.embed_condition(reference, motion), 0)
-    for layer, condition in enumerate(stored):
+    stored: dict[int, KeyValue] = {}
+    condition_CD = transformer.embed_condition(reference, motion)
+    denoiser.prefill(condition_CD, 0, watch=stored.__setitem__)
+    for layer, condition in stored.items():
         for part, ours in (("k", condition.key_KNH), ("v", condition.value_KNH)):
             name = f"sink.cond_{part}.{layer}"
             yield fixture.compare(name, ours[None], outputs[name])

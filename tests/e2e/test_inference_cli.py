@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -15,88 +12,10 @@ from types import ModuleType
 import av
 import pytest
 
-from liveavatar.media.live_file import measure_live_file
 from liveavatar.random_checkpoint import write_adapter, write_checkpoint
 from tests.e2e.browser import assert_chromium_plays
+from tests.e2e.command import PORTRAIT, SPEECH, arguments, describe, run, wait_for_frames
 from tests.unit.malformed_inputs import CATALOGUE, MalformedInput
-
-ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "inference" / "inference_tpp.py"
-PORTRAIT, SPEECH = ROOT / "examples" / "maya.png", ROOT / "examples" / "maya.wav"
-PROMPT = "A young woman talks to the camera and smiles, in a bright studio room"
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("tiny")
-    write_checkpoint(directory)
-    return directory
-
-
-@pytest.fixture(scope="session")
-def cli() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("inference_tpp", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["inference_tpp"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def arguments(tiny: Path, output: Path, **changed: object) -> list[str]:
-    """The documented command; a value of None leaves an option out, True makes it a switch."""
-    options: dict[str, object] = {
-        "ckpt_dir": tiny,
-        "image": PORTRAIT,
-        "audio": SPEECH,
-        "prompt": PROMPT,
-        "size": "64*64",
-        "num_clip": 2,
-        "infer_frames": 48,
-        "sample_steps": 4,
-        "num_gpus_dit": 1,
-        "ulysses_size": 1,
-        "save_file": output,
-    } | changed
-    listed = []
-    for name, value in options.items():
-        if value is not None:
-            listed += [f"--{name}"] if value is True else [f"--{name}", str(value)]
-    return listed
-
-
-def run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *command],
-        capture_output=True,
-        text=True,
-        timeout=110,
-        cwd=ROOT.parent,
-        check=False,
-    )
-
-
-def describe(path: Path) -> dict[str, object]:
-    with av.open(str(path)) as container:
-        video, audio = container.streams.video[0], container.streams.audio[0]
-        return {
-            "codecs": (video.codec_context.name, audio.codec_context.name),
-            "pixels": video.codec_context.pix_fmt,
-            "frames": sum(1 for _ in container.decode(video)),
-            "video_s": float(video.duration * video.time_base),
-            "audio_s": float(audio.duration * audio.time_base),
-        }
-
-
-@pytest.fixture(scope="session")
-def finished(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("finished") / "out.mp4"
-    result = run(arguments(tiny, path, enable_online_decode=True))
-    assert result.returncode == 0, result.stderr
-    assert "96 frames, 3.84 s" in result.stderr.splitlines()[-1]
-    assert "peak memory" in result.stderr.splitlines()[-1]
-    return path
 
 
 def test_the_command_writes_a_video_as_long_as_its_clips(finished: Path) -> None:
@@ -153,41 +72,12 @@ def test_resume_leaves_a_complete_file_alone(cli: ModuleType, tiny: Path, finish
     assert finished.stat().st_mtime_ns == before
 
 
-def start(tiny: Path, save_file: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [
-            sys.executable,
-            str(SCRIPT),
-            *arguments(
-                tiny,
-                save_file,
-                size="128*128",
-                audio=ROOT / "examples" / "oliver.wav",
-                num_clip=None,
-                enable_online_decode=True,
-            ),
-        ],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def wait_for_frames(live: Path, frames: int, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None:
-        if live.exists() and live.stat().st_size and measure_live_file(live).num_frames >= frames:
-            return
-        time.sleep(0.02)
-    process.kill()
-    pytest.fail(f"no {frames} frames in time: {process.communicate()[1]}")
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_leaves_a_playable_file_and_says_so(
-    tiny: Path, tmp_path: Path, number: signal.Signals
+    launch: Callable[..., subprocess.Popen[str]], tmp_path: Path, number: signal.Signals
 ) -> None:
     save_file = tmp_path / "out.mp4"
-    process = start(tiny, save_file)
+    process = launch(save_file)
     wait_for_frames(tmp_path / "out.live.mp4", 24, process)
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
@@ -199,9 +89,11 @@ def test_an_interrupt_leaves_a_playable_file_and_says_so(
     assert list(tmp_path.iterdir()) == [save_file]
 
 
-def test_a_killed_run_leaves_a_growing_file_that_plays(tiny: Path, tmp_path: Path) -> None:
+def test_a_killed_run_leaves_a_growing_file_that_plays(
+    launch: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
     live = tmp_path / "out.live.mp4"
-    process = start(tiny, tmp_path / "out.mp4")
+    process = launch(tmp_path / "out.mp4")
     wait_for_frames(live, 24, process)
     process.kill()
     process.communicate(timeout=10)
@@ -263,8 +155,8 @@ OPTION_REFUSALS: list[tuple[dict[str, object], str]] = [
     ({"base_seed": 2**64}, "base_seed"),
     ({"num_gpus_dit": 3, "ulysses_size": 2}, "must equal"),
     ({"num_gpus_dit": 0, "ulysses_size": 0}, "num_gpus_dit"),
-    ({"num_gpus_dit": 3, "ulysses_size": 3}, "one process"),
-    ({"enable_vae_parallel": True}, "enable_vae_parallel"),
+    ({"num_gpus_dit": 5, "ulysses_size": 5}, "1 to 4"),
+    ({"num_gpus_dit": 3, "ulysses_size": 3, "tpp_mode": "False"}, "tpp_mode"),
     ({"offload_model": "yes"}, "True or False"),
     ({"tpp_mode": "maybe"}, "True or False"),
     ({"unknown_option": 1}, "unknown_option"),

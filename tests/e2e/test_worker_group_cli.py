@@ -1,0 +1,105 @@
+"""The command line with several ranks: the same pictures, and no rank left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import av
+import pytest
+
+from tests.e2e.command import arguments, describe, wait_for_frames
+
+Launch = Callable[..., subprocess.Popen[str]]
+
+
+def ranks_of(parent: int) -> list[int]:
+    """Processes that the command started and that still run, in the order of their ranks."""
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    named = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children}
+    return sorted(int(pid) for pid, line in named.items() if b"spawn_main" in line)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def test_three_stages_and_a_media_rank_write_the_same_pictures(
+    cli: ModuleType,
+    tiny: Path,
+    tmp_path: Path,
+    finished: Path,
+) -> None:
+    save_file = tmp_path / "out.mp4"
+    command = arguments(
+        tiny,
+        save_file,
+        num_gpus_dit=3,
+        ulysses_size=3,
+        enable_vae_parallel=True,
+        enable_online_decode=True,
+    )
+    assert cli.main(command) == 0
+    assert describe(save_file) == describe(finished)
+    with av.open(str(save_file)) as ours, av.open(str(finished)) as theirs:
+        for left, right in zip(ours.decode(video=0), theirs.decode(video=0), strict=True):
+            # Ranks have one thread each, so that sums may round in another order.
+            difference = left.to_ndarray().astype(int) - right.to_ndarray()
+            assert abs(difference).mean() < 0.5
+    assert list(tmp_path.iterdir()) == [save_file]
+
+
+@pytest.mark.parametrize("victim", [0, 1, 2])
+def test_a_killed_rank_ends_the_command_names_the_rank_and_leaves_no_process(
+    launch: Launch,
+    tmp_path: Path,
+    victim: int,
+) -> None:
+    process = launch(tmp_path / "out.mp4", num_gpus_dit=2, ulysses_size=2)
+    wait_for_frames(tmp_path / "out.live.mp4", 12, process)
+    ranks = ranks_of(process.pid)
+    assert len(ranks) == 3
+    os.kill(ranks[victim], signal.SIGKILL)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert f"rank {victim} was killed by signal 9" in said.splitlines()[-1]
+    assert not [pid for pid in ranks if is_running(pid)]
+
+
+def test_a_killed_command_takes_its_ranks_with_it(launch: Launch, tmp_path: Path) -> None:
+    process = launch(tmp_path / "out.mp4", num_gpus_dit=2, ulysses_size=2)
+    wait_for_frames(tmp_path / "out.live.mp4", 12, process)
+    ranks = ranks_of(process.pid)
+    process.kill()
+    process.communicate(timeout=10)
+    deadline = time.monotonic() + 10
+    while any(map(is_running, ranks)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not [pid for pid in ranks if is_running(pid)]
+
+
+def test_an_interrupt_ends_the_group_and_leaves_a_playable_file(
+    launch: Launch,
+    tmp_path: Path,
+) -> None:
+    save_file = tmp_path / "out.mp4"
+    process = launch(save_file, num_gpus_dit=2, ulysses_size=2)
+    wait_for_frames(tmp_path / "out.live.mp4", 12, process)
+    ranks = ranks_of(process.pid)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    frames = describe(save_file)["frames"]
+    assert isinstance(frames, int)
+    assert 12 <= frames < 198
+    assert f"holds the first {frames} of 198 frames" in said.splitlines()[-1]
+    assert not [pid for pid in ranks if is_running(pid)]

@@ -1,0 +1,125 @@
+"""The walls between the parts: who may import what, for reading eyes and for the running process.
+
+A new walled folder needs a line in WALLS and a `ruff.toml`; a new leaf a line in LEAVES.
+"""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+WEB = ("gradio", "fastapi")
+WALLS = {
+    "liveavatar": WEB,
+    "liveavatar/media": (*WEB, "torch"),
+    "liveavatar/model": (*WEB, "torch.distributed"),
+}
+LEAVES = ["config", "errors", "request", "timeline"]
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+WITHOUT_TORCH = [f"liveavatar.{leaf}" for leaf in LEAVES] + sorted(
+    module_name(path) for path in (ROOT / "liveavatar/media").rglob("*.py")
+)
+
+
+def imported_names(source: str) -> Iterator[str]:
+    """Dotted names that a source imports or reads: `torch.nn` for `from torch import nn`."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Attribute):
+            yield ast.unparse(node)
+
+
+def breaches(source: str, banned: tuple[str, ...]) -> list[str]:
+    return [
+        name
+        for name in imported_names(source)
+        if any(name == wall or name.startswith(f"{wall}.") for wall in banned)
+    ]
+
+
+def run_fresh(code: str) -> list[str]:
+    """Words that a program prints in a process of its own."""
+    command = [sys.executable, "-c", f"import sys\n{code}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import torch.distributed",
+        "import torch.distributed.nn as dist",
+        "from torch import distributed",
+        "from torch.distributed import all_reduce",
+        "import torch\ntorch.distributed.barrier()",
+        "def late():\n    import torch.distributed as dist",
+    ],
+)
+def test_every_way_to_reach_a_module_is_seen(source: str) -> None:
+    assert breaches(source, ("torch.distributed",))
+    assert not breaches(source, ("gradio", "distributed", "torch.dist"))
+
+
+@pytest.mark.parametrize("folder", WALLS)
+def test_no_file_names_what_its_folder_bans(folder: str) -> None:
+    files = sorted((ROOT / folder).rglob("*.py"))
+    assert files
+    found = {
+        str(path.relative_to(ROOT)): names
+        for path in files
+        if (names := breaches(path.read_text(encoding="utf-8"), WALLS[folder]))
+    }
+    assert not found
+
+
+@pytest.mark.parametrize(
+    ("folder", "banned"), [(folder, name) for folder, names in WALLS.items() for name in names]
+)
+def test_ruff_refuses_what_a_folder_bans(folder: str, banned: str) -> None:
+    file = f"{folder}/module.py"
+    command = [sys.executable, "-m", "ruff", "check", "--no-cache", "--output-format", "concise"]
+    done = subprocess.run(
+        [*command, "--select", "TID251", "--stdin-filename", file, "-"],
+        input=f"import {banned}\n",
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert f"`{banned}` is banned" in done.stdout
+
+
+def test_importing_the_package_loads_nothing_else() -> None:
+    code = "before = set(sys.modules)\nimport liveavatar\nprint(*set(sys.modules) - before)"
+    assert run_fresh(code) == ["liveavatar"]
+
+
+@pytest.mark.parametrize("module", WITHOUT_TORCH)
+def test_importing_a_module_without_tensors_loads_no_torch(module: str) -> None:
+    roots = run_fresh(f"import {module}\nprint(*{{name.split('.')[0] for name in sys.modules}})")
+    assert "liveavatar" in roots
+    assert not {"torch", "transformers", *WEB} & set(roots)
+
+
+def test_importing_the_whole_engine_loads_no_web_framework() -> None:
+    files = (ROOT / "liveavatar").rglob("*.py")
+    modules = sorted(module_name(path) for path in files if path.stem != "__main__")
+    code = f"import {', '.join(modules)}\nprint(*{{name.split('.')[0] for name in sys.modules}})"
+    roots = run_fresh(code)
+    assert "torch" in roots
+    assert not set(WEB) & set(roots)
