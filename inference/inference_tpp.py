@@ -41,9 +41,11 @@ from liveavatar.engine.messages import Finished, GroupSpec, Refused, RenderJob
 from liveavatar.engine.messages import Progress as Progressed
 from liveavatar.engine.supervisor import WorkerGroup
 from liveavatar.errors import ConfigError, EngineError, LiveAvatarError, MediaError
+from liveavatar.host_memory import release_freed_memory
 from liveavatar.media.ingest import Inputs, ingest
 from liveavatar.media.portrait import UInt8Array, crop_to_size, fit_size
 from liveavatar.media.remux import remux_to_progressive
+from liveavatar.media.sound_mix import Mix
 from liveavatar.media.soundtrack import open_soundtrack
 from liveavatar.media.spoken_video import SpokenVideo
 from liveavatar.model.checkpoint import Checkpoint, Placement, open_checkpoint
@@ -102,12 +104,16 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-@dataclass(frozen=True)
+@dataclass
 class Plan:
-    """Everything that is settled before a weight is read."""
+    """Everything that is settled before a weight is read.
+
+    `inputs` is None once the conditions are made of them: an hour of speech is not kept.
+    """
 
     options: argparse.Namespace
-    inputs: Inputs
+    inputs: Inputs | None
+    mix: Mix
     sampling: SamplingConfig
     timeline: Timeline
     portrait_HWC: UInt8Array
@@ -119,6 +125,13 @@ class Plan:
         """File that grows while the video is made."""
         path: Path = self.options.save_file
         return path.with_suffix(".live.mp4")
+
+    def take_inputs(self) -> Inputs:
+        """Hand over the inputs; they are not kept here."""
+        inputs, self.inputs = self.inputs, None
+        if inputs is None:
+            raise EngineError("the inputs of this video were taken before")
+        return inputs
 
 
 def plan(options: argparse.Namespace) -> Plan:
@@ -151,7 +164,11 @@ def plan(options: argparse.Namespace) -> Plan:
     timeline = make_timeline(sampling, len(inputs.speech.samples))
     portrait = _fit(inputs.portrait.rgb, size)
     stages = _split(checkpoint, parallel.num_gpus_dit, portrait, sampling)
-    return Plan(options, inputs, sampling, timeline, portrait, checkpoint, stages)
+    mix = inputs.speech.mix
+    release_freed_memory()  # what decoding a long recording took
+    for note in inputs.notes:
+        _say(f"note ({note.field}): {note.message}")
+    return Plan(options, inputs, mix, sampling, timeline, portrait, checkpoint, stages)
 
 
 def _check_ranks(parallel: ParallelConfig, options: argparse.Namespace) -> None:
@@ -215,16 +232,19 @@ def load(job: Plan, where: Placement) -> Loaded:
         checkpoint.load_vae_encoder(where),
     )
     early = None if job.options.offload_model else checkpoint.load_transformer(where)
+    inputs = job.take_inputs()
     conditions = encode_conditions(
         encoders,
         job.portrait_HWC,
-        job.inputs.speech.samples,
-        job.inputs.prompt,
+        inputs.speech.samples,
+        inputs.prompt,
         embedder=embedder,
         num_blocks=job.timeline.num_blocks,
     )
+    del inputs
     if early is None:
         del encoders
+    release_freed_memory()
     transformer = early or checkpoint.load_transformer(where)
     decoder = checkpoint.load_vae_decoder(where)
     return Loaded(Models(transformer, embedder, decoder), conditions)
@@ -274,7 +294,7 @@ def render_here(job: Plan, started: float) -> Progress:
     )
     progress = Progress()
     height, width = job.portrait_HWC.shape[:2]
-    sound = open_soundtrack(job.options.audio, mix=job.inputs.speech.mix)
+    sound = open_soundtrack(job.options.audio, mix=job.mix)
     with (
         SpokenVideo(job.live_path, sound, width, height) as video,
         _progress_bar(job) as bar,
@@ -309,13 +329,14 @@ def render_in_group(job: Plan, started: float) -> Progress:
 
 
 def _render_job(job: Plan) -> RenderJob:
+    inputs = job.take_inputs()
     return RenderJob(
         number=JOB_NUMBER,
         portrait_HWC=job.portrait_HWC,
-        speech_N=job.inputs.speech.samples,
+        speech_N=inputs.speech.samples,
         soundtrack=job.options.audio,
-        mix=job.inputs.speech.mix,
-        prompt=job.inputs.prompt,
+        mix=job.mix,
+        prompt=inputs.prompt,
         timeline=job.timeline,
         sampling=job.sampling,
         live_path=job.live_path,
@@ -355,8 +376,6 @@ def run(options: argparse.Namespace) -> int:
         _say(f"{options.save_file} is complete; nothing to do")
         return 0
     job = plan(options)
-    for note in job.inputs.notes:
-        _say(f"note ({note.field}): {note.message}")
     height, width = job.portrait_HWC.shape[:2]
     _say(
         f"{job.timeline.num_frames} frames of {width}*{height} in {job.timeline.num_blocks} blocks "

@@ -121,10 +121,11 @@ def encode_speech(
     Raises:
         RequestError: the speech is shorter than one frame of 25 ms.
     """
-    waveform_N = normalise_waveform(torch.tensor(speech_N)).to(encoder.device)
     weights = mixing_weights_Y.float().tolist()
+    # The waveform is not kept by a name: it is gone once the convolutions have read it.
+    states = hidden_states(encoder, normalise_waveform(speech_N))
     mixed_TA: Tensor | None = None
-    for weight, state_TA in zip(weights, hidden_states(encoder, waveform_N), strict=True):
+    for weight, state_TA in zip(weights, states, strict=True):
         part = state_TA.float() * weight
         mixed_TA = part if mixed_TA is None else mixed_TA.add_(part)
     assert mixed_TA is not None

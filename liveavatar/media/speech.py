@@ -84,7 +84,9 @@ def load_speech(path: str | os.PathLike[str], limits: SpeechLimits | None = None
             samples, analysis = _samples(source, survey, weights)
         except DECODER_ERRORS:
             raise source.unreadable() from None
-    mix = Mix.of(survey, weights, peak=float(np.abs(samples).max(initial=0.0)))
+    mix = Mix.of(
+        survey, weights, peak=float(max(samples.max(initial=0.0), -samples.min(initial=0.0)))
+    )
     samples /= mix.divisor
     notes = speech_notes(samples, survey, analysis, cancelled=cancelled)
     return Speech(samples, mix, tuple(notes))

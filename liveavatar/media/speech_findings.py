@@ -132,7 +132,11 @@ def _level_notes(samples: FloatArray, survey: Survey, analysis: Analysis) -> Ite
     count = len(samples) // size
     if not count:
         return
-    level = samples[: count * size].reshape(count, size).astype(np.float64).std(axis=1)
+    windows = samples[: count * size].reshape(count, size)
+    # A minute at a time: the sums are made in float64, which for an hour would be half a gigabyte.
+    level = np.concatenate(
+        [windows[i : i + 1200].std(axis=1, dtype=np.float64) for i in range(0, count, 1200)]
+    )
     level_db = 20 * np.log10(level + 1e-12)
     loud_db = float(np.percentile(level_db, 95))
     if level_db.max() < _SILENT_DBFS:

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from transformers import Wav2Vec2Config, Wav2Vec2Model
@@ -30,7 +32,7 @@ SAMPLE_RATE_HZ = 16_000
 STATE_RATE_HZ = 50
 RESAMPLED_RATE_HZ = 30
 VIDEO_RATE_HZ = 25
-CHUNK_SECONDS = 30.0
+CHUNK_SECONDS = 5.0
 
 _WEIGHT_FILES = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin")
 
@@ -128,18 +130,19 @@ def read_config(path: Path) -> Wav2Vec2Config:
     )
 
 
-def normalise_waveform(samples_N: Tensor) -> Tensor:
+def normalise_waveform(samples_N: npt.NDArray[np.float32]) -> Tensor:
     """Shift and scale a whole utterance to zero mean and unit variance.
 
     Args:
-        samples_N: mono 16 kHz, floating point, any device.
+        samples_N: mono 16 kHz.
 
     Returns:
-        (x - mean) / sqrt(variance + 1e-7) in float32 with the population variance, same device.
+        (x - mean) / sqrt(variance + 1e-7), float32 on the CPU, with the population variance. One
+        copy is made, whatever the length.
     """
-    samples_N = samples_N.to(torch.float32)
-    variance, mean = torch.var_mean(samples_N, correction=0)
-    return (samples_N - mean) / torch.sqrt(variance + 1e-7)
+    waveform_N = torch.tensor(samples_N, dtype=torch.float32)
+    variance, mean = torch.var_mean(waveform_N, correction=0)
+    return waveform_N.sub_(mean).div_(torch.sqrt(variance + 1e-7))
 
 
 def hidden_states(

@@ -239,7 +239,7 @@ def check_wav2vec(fixture: Fixture) -> Iterator[Check]:
     with torch.device("meta"):
         model = Wav2Vec2Model(config)
     load_into(model, files, lambda name: stored_wav2vec_name(name, files), dtype=torch.float32)
-    waveform = normalise_waveform(data["waveform"].flatten())
+    waveform = normalise_waveform(data["waveform"].flatten().numpy())
     yield fixture.compare("input_values", waveform[None], data["input_values"])
     ours = torch.stack(list(hidden_states(model.eval(), waveform)))
     yield fixture.compare("hidden_states", ours, data["hidden_states"])

@@ -34,7 +34,7 @@ def write_schedule(folder: Path, **changes: Tensor | None) -> Path:
     """Write a fixture of a two-step schedule; `changes` replaces a tensor, or leaves it out."""
     sigmas = [1.0, shifted(shifted(0.001)), 0.0]
     timesteps = [1000 * sigma for sigma in sigmas[:-1]]
-    data: dict[str, Tensor | None] = {
+    data = {
         "sigmas2": torch.tensor(sigmas),
         "timesteps2": torch.tensor(timesteps),
         "x2": torch.tensor([1.0, -2.0, 0.5]),
@@ -46,14 +46,13 @@ def write_schedule(folder: Path, **changes: Tensor | None) -> Path:
             sample, velocity = (data[key].to(dtype) for key in ("x2", "v2"))
             move = torch.tensor(gap).to(dtype) * velocity
             data[f"euler2.{step}.{name}"] = (sample.float() + move).to(dtype)
-    data |= changes
     spec = {
         "kind": "scheduler",
         "shift": SHIFT,
         "schedules": {"2": {"sigmas": sigmas, "timesteps": timesteps}},
         "tolerance": {"sigmas": 1e-7, "timesteps": 1e-3, "f32": 1e-6, "bf16": "exact or 1 ulp"},
     }
-    kept = {name: tensor for name, tensor in data.items() if tensor is not None}
+    kept = {name: tensor for name, tensor in {**data, **changes}.items() if tensor is not None}
     return write_fixture(folder, spec, {"data": kept})
 
 

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -92,7 +93,7 @@ def test_published_names_load_and_give_the_states_of_the_library(tmp_path: Path,
     if kind == "bin":
         (tmp_path / "model.safetensors").unlink()
         torch.save(published_tensors(library_model()), tmp_path / "pytorch_model.bin")
-    waveform = normalise_waveform(speech())
+    waveform = normalise_waveform(speech().numpy())
     expected = library_states(library_model(), waveform)
     found = list(hidden_states(load_audio_encoder(tmp_path), waveform))
     assert len(found) == len(expected) == 4
@@ -113,7 +114,7 @@ def test_names_without_prefix_and_with_parametrizations_load(tmp_path: Path) -> 
 def test_a_saved_library_folder_loads(tmp_path: Path) -> None:
     model = library_model()
     model.save_pretrained(tmp_path)
-    waveform = normalise_waveform(speech())
+    waveform = normalise_waveform(speech().numpy())
     for one, other in zip(
         hidden_states(load_audio_encoder(tmp_path), waveform),
         library_states(model, waveform),
@@ -126,7 +127,7 @@ def test_a_saved_library_folder_loads(tmp_path: Path) -> None:
 def test_frames_do_not_depend_on_the_chunks(tmp_path: Path, chunk_seconds: float) -> None:
     write_model(tmp_path)
     model = load_audio_encoder(tmp_path)
-    waveform = normalise_waveform(speech())
+    waveform = normalise_waveform(speech().numpy())
     sizes: list[int] = []
     model.feature_extractor.register_forward_pre_hook(
         lambda _, inputs: sizes.append(inputs[0].shape[1])
@@ -142,7 +143,7 @@ def test_frames_do_not_depend_on_the_chunks(tmp_path: Path, chunk_seconds: float
 def test_a_front_end_with_group_norm_runs_whole(tmp_path: Path) -> None:
     group = library_model(feat_extract_norm="group")
     group.save_pretrained(tmp_path)
-    waveform = normalise_waveform(speech())
+    waveform = normalise_waveform(speech().numpy())
     states = hidden_states(load_audio_encoder(tmp_path), waveform, chunk_seconds=0.1)
     for one, other in zip(states, library_states(group, waveform), strict=True):
         close(one, other)
@@ -187,14 +188,14 @@ def test_one_frame_of_wav2vec_sees_400_samples() -> None:
 
 def test_a_normalised_waveform_has_mean_0_and_variance_1() -> None:
     samples = speech().double()
-    found = normalise_waveform(samples)
+    found = normalise_waveform(samples.numpy())
     assert found.dtype == torch.float32
     expected = (samples - samples.mean()) / (samples.var(correction=0) + 1e-7).sqrt()
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_silence_stays_silent() -> None:
-    assert torch.equal(normalise_waveform(torch.full((500,), 0.25)), torch.zeros(500))
+    assert torch.equal(normalise_waveform(np.full(500, 0.25, np.float32)), torch.zeros(500))
 
 
 # Files.
