@@ -126,6 +126,11 @@ class Plan:
         path: Path = self.options.save_file
         return path.with_suffix(".live.mp4")
 
+    @property
+    def alone(self) -> bool:
+        """Whether this process does all of it, without a worker group."""
+        return len(self.stages) == 1 and not self.options.enable_vae_parallel
+
     def take_inputs(self) -> Inputs:
         """Hand over the inputs; they are not kept here."""
         inputs, self.inputs = self.inputs, None
@@ -381,9 +386,8 @@ def run(options: argparse.Namespace) -> int:
         f"{job.timeline.num_frames} frames of {width}*{height} in {job.timeline.num_blocks} blocks "
         f"(size {options.size} sets the area, the portrait the shape)"
     )
-    alone = options.num_gpus_dit == 1 and not options.enable_vae_parallel
     try:
-        progress = (render_here if alone else render_in_group)(job, started)
+        progress = (render_here if job.alone else render_in_group)(job, started)
     except KeyboardInterrupt:
         progress = Progress(stopped=True)
     except MediaError:
@@ -409,16 +413,20 @@ def _finish(job: Plan, progress: Progress, started: float) -> int:
     _say(
         f"{output}: {frames} frames, {frames / FPS:.2f} s; made in {took:.1f} s "
         f"({frames / took:.2f} fps), first frame after {progress.first_frame_s:.1f} s; "
-        f"peak memory {_peak_memory()}"
+        f"peak memory {_peak_memory(alone=job.alone)}"
     )
     return 0
 
 
-def _peak_memory() -> str:
-    host_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def _peak_memory(*, alone: bool) -> str:
+    """Peak memory of this process, or of the largest rank of a group, which has ended by now."""
+    if not alone:
+        ranks_mib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+        return f"{ranks_mib:.0f} MiB host in the largest rank"
+    host_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if not torch.cuda.is_available():
-        return f"{host_mb:.0f} MiB"
-    return f"{host_mb:.0f} MiB host, {torch.cuda.max_memory_allocated() / 2**20:.0f} MiB GPU"
+        return f"{host_mib:.0f} MiB"
+    return f"{host_mib:.0f} MiB host, {torch.cuda.max_memory_allocated() / 2**20:.0f} MiB GPU"
 
 
 def _say(text: str) -> None:

@@ -130,7 +130,7 @@ def has_face(rgb: UInt8Array) -> bool | None:
         rgb: uint8, (height, width, 3).
 
     Returns:
-        None where OpenCV is not installed, so that nothing can be said.
+        None where OpenCV, or its detectors, are not installed, so that nothing can be said.
     """
     try:
         import cv2
@@ -160,14 +160,14 @@ def has_face(rgb: UInt8Array) -> bool | None:
 
 @functools.cache
 def _cascade(name: str) -> Any:
-    """One of OpenCV's own detectors; None where its files were left out of the installation."""
+    """One of OpenCV 4's own detectors; None where an installation has none, as OpenCV 5."""
     import cv2
 
     try:
         import cv2.data
 
-        folder = cv2.data.haarcascades
+        path = os.path.join(cv2.data.haarcascades, f"haarcascade_{name}.xml")
+        cascade = cv2.CascadeClassifier(path)
     except (ImportError, AttributeError):
         return None
-    cascade = cv2.CascadeClassifier(os.path.join(folder, f"haarcascade_{name}.xml"))
     return None if cascade.empty() else cascade
