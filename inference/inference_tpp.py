@@ -32,7 +32,6 @@ from inference.interrupt import StopRequest
 from liveavatar.conditioning import Conditions, Encoders, encode_conditions
 from liveavatar.config import (
     FPS,
-    LATENT_FRAMES_PER_BLOCK,
     ParallelConfig,
     SamplingConfig,
     check_visible_devices,
@@ -49,7 +48,7 @@ from liveavatar.media.sound_mix import Mix
 from liveavatar.media.soundtrack import open_soundtrack
 from liveavatar.media.spoken_video import SpokenVideo
 from liveavatar.model.checkpoint import Checkpoint, Placement, open_checkpoint
-from liveavatar.parallel.split import layer_costs, split_layers
+from liveavatar.plan.layout import split_stages
 from liveavatar.request import SizeOption, parse_size
 from liveavatar.sampling import make_schedule
 from liveavatar.single_device import Models, RenderOptions, render, seeded_draws
@@ -168,7 +167,8 @@ def plan(options: argparse.Namespace) -> Plan:
     )
     timeline = make_timeline(sampling, len(inputs.speech.samples))
     portrait = _fit(inputs.portrait.rgb, size)
-    stages = _split(checkpoint, parallel.num_gpus_dit, portrait, sampling)
+    height, width = portrait.shape[:2]
+    stages = split_stages(checkpoint.config, (height, width), sampling, parallel.num_gpus_dit)
     mix = inputs.speech.mix
     release_freed_memory()  # what decoding a long recording took
     for note in inputs.notes:
@@ -187,17 +187,6 @@ def _check_ranks(parallel: ParallelConfig, options: argparse.Namespace) -> None:
             f"num_gpus_dit: {ranks} ranks need as many GPUs, {torch.cuda.device_count()} are "
             "visible; use fewer ranks or widen CUDA_VISIBLE_DEVICES"
         )
-
-
-def _split(
-    checkpoint: Checkpoint, num_stages: int, portrait: UInt8Array, sampling: SamplingConfig
-) -> tuple[range, ...]:
-    """Layers of each pipeline stage, by what they cost at this size."""
-    frame_tokens = (portrait.shape[0] // 16) * (portrait.shape[1] // 16)
-    block_tokens = LATENT_FRAMES_PER_BLOCK * frame_tokens
-    window_tokens = (sampling.window_blocks + 1) * block_tokens
-    costs = layer_costs(checkpoint.config, block_tokens, window_tokens)
-    return tuple(split_layers(costs, num_stages))
 
 
 def _check_output(path: Path) -> None:

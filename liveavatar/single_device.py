@@ -115,7 +115,10 @@ class VideoDecoder:
         self.remaining = num_frames
         self._held_THWC = portrait_HWC.cpu().expand(HELD_FRAMES, -1, -1, -1)
         self._state = new_decoder_state(decoder, *portrait_HWC.shape[:2])
-        decode_step(decoder, motion_CFHW[:, :WARM_UP_LATENT_FRAMES], self._state)
+        warm_up_CFHW = motion_CFHW[:, :WARM_UP_LATENT_FRAMES]
+        # No more at once than a block has, so that it takes no more memory than the blocks do.
+        for part_CFHW in torch.split(warm_up_CFHW, LATENT_FRAMES_PER_BLOCK, dim=1):
+            decode_step(decoder, part_CFHW, self._state)
         self._skipped = HELD_FRAMES
 
     def pixels(self, latent_CFHW: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ WALLS = {
     "liveavatar": WEB,
     "liveavatar/media": (*WEB, "torch"),
     "liveavatar/model": (*WEB, "torch.distributed"),
+    "liveavatar/plan": (*WEB, "torch"),
 }
 LEAVES = ["config", "errors", "request", "timeline"]
 
@@ -27,7 +28,10 @@ def module_name(path: Path) -> str:
 
 
 WITHOUT_TORCH = [f"liveavatar.{leaf}" for leaf in LEAVES] + sorted(
-    module_name(path) for path in (ROOT / "liveavatar/media").rglob("*.py")
+    module_name(path)
+    for folder in ("media", "plan")
+    for path in (ROOT / "liveavatar" / folder).rglob("*.py")
+    if path.stem != "__main__"
 )
 
 

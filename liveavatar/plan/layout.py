@@ -1,0 +1,325 @@
+"""What each rank of a worker group will hold, before anything is allocated, and whether it fits.
+
+Arithmetic over shapes. Weights, caches and decoder state are exact; activations are estimates that
+are not yet verified on a GPU, and the CUDA context is an assumption.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+
+from liveavatar.config import SamplingConfig, TransformerConfig
+from liveavatar.errors import ConfigError
+from liveavatar.parallel.split import layer_costs, split_layers
+from liveavatar.parallel.wavefront import Pipeline
+from liveavatar.plan import media_memory as media
+from liveavatar.plan import transformer_memory as stage
+from liveavatar.plan.precision import CPU_CANDIDATES, GPU_CANDIDATES, Precision
+from liveavatar.plan.shapes import Network
+
+GIB = 2**30
+
+CUDA_CONTEXT_BYTES = 768 * 2**20
+"""Assumed per process on a GPU: context, kernels, library workspaces, allocator rounding."""
+
+CPU_PROCESS_BYTES = 640 * 2**20
+"""Assumed per process on the CPU: the interpreter and its libraries."""
+
+MOST_JOBS = 2
+"""Jobs a worker group may have open: one renders while the next one's first blocks begin."""
+
+_MOST_GPUS = 16
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a worker group runs on.
+
+    Attributes:
+        num_gpus: GPUs; 0 for the CPU.
+        memory_bytes: what one GPU offers to programs (a 24 GB card: 22.15 GiB and more), the CUDA
+            context included; on the CPU the host's memory.
+        share_media: put encoders and decoder on the last stage's GPU instead of one of their own.
+            With fewer than two GPUs they are always shared.
+    """
+
+    num_gpus: int
+    memory_bytes: int
+    share_media: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for a machine that cannot be."""
+        if not 0 <= self.num_gpus <= 64:
+            raise ConfigError(f"gpus: expected 0 (the CPU) to 64, got {self.num_gpus}")
+        if not 0 < self.memory_bytes <= 2**50:
+            raise ConfigError(
+                f"gpu_memory_gib: expected above 0 up to {2**20}, got {self.memory_bytes / GIB:g}"
+            )
+
+    @property
+    def num_stages(self) -> int:
+        """Pipeline stages."""
+        shared = self.share_media or self.num_gpus < 2
+        return max(1, self.num_gpus - (not shared))
+
+    @property
+    def devices(self) -> tuple[int, ...]:
+        """Device of each rank: the stages', then the media rank's."""
+        stages = range(self.num_stages)
+        return (*stages, max(0, self.num_gpus - 1))
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """Peak bytes of one process, by what they are for.
+
+    Attributes:
+        weights: layers of the transformer; on the media rank condition embedder and decoder.
+        rings: keys and values of the window, for every denoise step.
+        condition: the condition's keys and values in front of every ring, and the stored versions.
+        text: keys and values of the prompt.
+        in_flight: modulation, speech and positions of begun blocks, samples, waiting messages.
+        activations: inside a layer, an encoder or the decoder.
+        vae_state: what the streaming decoder remembers.
+        encoders: weights of text, speech and portrait encoder.
+        context: CUDA context and libraries.
+    """
+
+    weights: int = 0
+    rings: int = 0
+    condition: int = 0
+    text: int = 0
+    in_flight: int = 0
+    activations: int = 0
+    vae_state: int = 0
+    encoders: int = 0
+    context: int = 0
+
+    @property
+    def total(self) -> int:
+        """Sum of all parts."""
+        return sum(getattr(self, part.name) for part in fields(self))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Memory of a worker group in one precision.
+
+    Attributes:
+        precision: of weights, keys and values.
+        ranks: the stages, then the media rank.
+        device_bytes: of each device, its ranks together.
+    """
+
+    precision: Precision
+    ranks: tuple[RankMemory, ...]
+    device_bytes: tuple[int, ...]
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the fullest device."""
+        return max(self.device_bytes)
+
+
+@dataclass(frozen=True)
+class LayoutPlan:
+    """A layout, what it needs, and whether it fits.
+
+    Attributes:
+        size_hw: height and width planned for, pixels.
+        machine: what it runs on.
+        stages: layers of each pipeline stage.
+        chosen: in the precision that will be run: the first available one that fits, else the first
+            available one.
+        fits: whether `chosen` fits.
+        jobs_at_once: jobs whose caches fit beside each other, 0 to 2. With 1, the next job must
+            not be opened at the stages before the one that renders has ended.
+        reasons: lines for people: what is short, what would help.
+    """
+
+    size_hw: tuple[int, int]
+    machine: Machine
+    stages: tuple[range, ...]
+    chosen: Estimate
+    fits: bool
+    jobs_at_once: int
+    reasons: tuple[str, ...]
+
+    @property
+    def precision(self) -> Precision:
+        """What will be run."""
+        return self.chosen.precision
+
+    @property
+    def ranks(self) -> tuple[RankMemory, ...]:
+        """Memory of the stages, then of the media rank."""
+        return self.chosen.ranks
+
+    @property
+    def verdict(self) -> str:
+        """One line for people."""
+        need, have = self.chosen.largest / GIB, self.machine.memory_bytes / GIB
+        if self.fits:
+            return f"fits, {need:.1f} of {have:.2f} GiB with {self.precision}"
+        return f"does not fit: {'; '.join(self.reasons)}"
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What is asked: everything that memory depends on but precision and number of jobs."""
+
+    network: Network
+    size_hw: tuple[int, int]
+    sampling: SamplingConfig
+    machine: Machine
+    stages: tuple[range, ...]
+
+
+def split_stages(
+    config: TransformerConfig, size_hw: tuple[int, int], sampling: SamplingConfig, num_stages: int
+) -> tuple[range, ...]:
+    """Layers of each pipeline stage, by what they cost at this size.
+
+    Raises:
+        ConfigError: there are fewer layers than stages.
+    """
+    tokens = stage.count_tokens(config, size_hw, sampling)
+    costs = layer_costs(config, tokens.block, tokens.ring + tokens.block)
+    return tuple(split_layers(costs, num_stages))
+
+
+def plan_layout(
+    network: Network, size_hw: tuple[int, int], sampling: SamplingConfig, machine: Machine
+) -> LayoutPlan:
+    """Plan the memory of a worker group.
+
+    Args:
+        network: shapes of all networks.
+        size_hw: height and width of the video, pixels, multiples of 16.
+        sampling: steps, window, clips. The speech is taken to fill all clips, so a number of clips
+            far beyond the speech is to be cut to it.
+        machine: what it runs on.
+
+    Returns:
+        The plan; one that does not fit says why.
+
+    Raises:
+        ConfigError: the sides are not multiples of 16, or there are fewer layers than stages.
+    """
+    if min(size_hw) < 1 or any(side % stage.PIXELS_PER_TOKEN for side in size_hw):
+        raise ConfigError(
+            f"size: expected sides that are multiples of {stage.PIXELS_PER_TOKEN}, "
+            f"got {size_hw[1]}*{size_hw[0]}"
+        )
+    stages = split_stages(network.transformer, size_hw, sampling, machine.num_stages)
+    question = _Question(network, size_hw, sampling, machine, stages)
+    candidates = GPU_CANDIDATES if machine.num_gpus else CPU_CANDIDATES
+    estimates = [_estimate(question, precision) for precision in candidates]
+    runnable = [estimate for estimate in estimates if estimate.precision.available]
+    chosen = next((e for e in runnable if e.largest <= machine.memory_bytes), runnable[0])
+    fits = chosen.largest <= machine.memory_bytes
+    two_jobs = _estimate(question, chosen.precision, num_jobs=MOST_JOBS)
+    jobs_at_once = int(fits) + (fits and two_jobs.largest <= machine.memory_bytes)
+    reasons = () if fits else tuple(_reasons(question, chosen, estimates))
+    return LayoutPlan(size_hw, machine, stages, chosen, fits, jobs_at_once, reasons)
+
+
+def _estimate(question: _Question, precision: Precision, num_jobs: int = 1) -> Estimate:
+    ranks = [_stage_memory(question, layers, precision, num_jobs) for layers in question.stages]
+    ranks.append(_media_memory(question, precision, num_jobs))
+    devices = question.machine.devices
+    totals = [0] * (max(devices) + 1)
+    for rank, device in zip(ranks, devices, strict=True):
+        totals[device] += rank.total
+    return Estimate(precision, tuple(ranks), tuple(totals))
+
+
+def _process_bytes(machine: Machine) -> int:
+    return CUDA_CONTEXT_BYTES if machine.num_gpus else CPU_PROCESS_BYTES
+
+
+def _stage_memory(
+    question: _Question, layers: range, precision: Precision, num_jobs: int
+) -> RankMemory:
+    config, sampling = question.network.transformer, question.sampling
+    tokens = stage.count_tokens(config, question.size_hw, sampling)
+    pipeline = Pipeline(len(question.stages), sampling.num_steps)
+    jobs_layers = num_jobs * len(layers)
+    condition = stage.condition_copies(sampling) * tokens.condition * 2 * config.dim
+    constants = stage.modulation_bytes(config, sampling)
+    flying = stage.in_flight_bytes(config, layers, tokens, pipeline, precision)
+    return RankMemory(
+        weights=stage.stage_weights(config, layers, precision),
+        rings=jobs_layers * stage.ring_values(config, tokens, sampling) * precision.cache_bytes,
+        condition=jobs_layers * condition * precision.cache_bytes,
+        text=jobs_layers * stage.text_bytes(config, precision),
+        in_flight=jobs_layers * constants + num_jobs * flying,
+        activations=stage.activation_bytes(config, layers, tokens, precision),
+        context=_process_bytes(question.machine),
+    )
+
+
+def _media_memory(question: _Question, precision: Precision, num_jobs: int) -> RankMemory:
+    network, size_hw, value = question.network, question.size_hw, precision.value_bytes
+    latent_frames = media.decoded_latent_frames(question.sampling)
+    seconds = media.speech_seconds(question.sampling)
+    # The next job is encoded while this one is decoded.
+    encoding = max(
+        media.encode_peak(network.vae, size_hw, value),
+        media.text_peak(network.text, network.transformer.text_len, value),
+        media.speech_peak(network.speech, seconds, value),
+    )
+    encoders = (
+        media.text_encoder_weights(network.text, value)
+        + media.speech_encoder_weights(network.speech, value)
+        + media.encoder_weights(network.vae, value)
+    )
+    embedder = stage.condition_embedder_weights(network.transformer, precision)
+    return RankMemory(
+        weights=embedder + media.decoder_weights(network.vae, value),
+        activations=encoding + media.decode_peak(network.vae, size_hw, latent_frames, value),
+        vae_state=num_jobs * media.decoder_state(network.vae, size_hw, value),
+        encoders=encoders,
+        context=_process_bytes(question.machine),
+    )
+
+
+def _reasons(question: _Question, chosen: Estimate, estimates: list[Estimate]) -> Iterator[str]:
+    have = question.machine.memory_bytes
+    yield f"{_shortage(question.machine, chosen)} of {have / GIB:.2f} GiB usable"
+    later = [e for e in estimates if not e.precision.available]
+    helping = [f"{e.precision} ({e.largest / GIB:.2f} GiB)" for e in later if e.largest <= have]
+    if helping:
+        yield f"would fit with {' or '.join(helping)}, which this version cannot run yet"
+    elif later:
+        least = min(later, key=lambda estimate: estimate.largest)
+        yield f"even {_shortage(question.machine, least)} (which this version cannot run yet)"
+    enough = _enough_gpus(question, chosen.precision)
+    if enough is not None:
+        yield f"{enough} such GPUs would be enough"
+
+
+def _shortage(machine: Machine, estimate: Estimate) -> str:
+    """Name the ranks that need too much, and how much."""
+    short = []
+    for device, need in enumerate(estimate.device_bytes):
+        if need > machine.memory_bytes:
+            ranks = [str(rank) for rank, on in enumerate(machine.devices) if on == device]
+            named = f"rank {ranks[0]} needs" if len(ranks) == 1 else f"ranks {'+'.join(ranks)} need"
+            short.append(f"{named} {need / GIB:.2f}")
+    return f"with {estimate.precision} {', '.join(short)}"
+
+
+def _enough_gpus(question: _Question, precision: Precision) -> int | None:
+    """The smallest number of such GPUs that fits, if there is one; None on the CPU."""
+    machine, config = question.machine, question.network.transformer
+    if not machine.num_gpus:
+        return None
+    for num_gpus in range(machine.num_gpus + 1, _MOST_GPUS + 1):
+        larger = replace(machine, num_gpus=num_gpus)
+        if larger.num_stages > config.num_layers:
+            return None
+        stages = split_stages(config, question.size_hw, question.sampling, larger.num_stages)
+        asked = replace(question, machine=larger, stages=stages)
+        if _estimate(asked, precision).largest <= machine.memory_bytes:
+            return num_gpus
+    return None
