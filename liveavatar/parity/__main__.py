@@ -9,6 +9,7 @@ disagreement, 2 when a fixture cannot be run.
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -95,12 +96,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             broken = True
             sys.stderr.write(f"parity: {error}\n")
     if options.json:
-        json.dump([asdict(check) for check in checks], sys.stdout, indent=1)
+        json.dump([_plain(check) for check in checks], sys.stdout, indent=1, allow_nan=False)
         sys.stdout.write("\n")
     failed = sum(check.status == "FAIL" for check in checks)
     counts = {status: sum(c.status == status for c in checks) for status in ("ok", "FAIL", "skip")}
     sys.stderr.write(f"parity: {', '.join(f'{count} {s}' for s, count in counts.items())}\n")
     return 2 if broken else int(failed > 0)
+
+
+def _plain(check: Check) -> dict[str, object]:
+    """A check as strict JSON holds it: no number is null."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in asdict(check).items()
+    }
 
 
 def _line(check: Check) -> str:

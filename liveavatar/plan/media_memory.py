@@ -13,8 +13,6 @@ from liveavatar.config import FPS, LATENT_FRAMES_PER_BLOCK, SamplingConfig
 from liveavatar.plan.precision import FLOAT32_BYTES
 from liveavatar.plan.shapes import SpeechEncoderShape, TextEncoderShape, VAEShape
 
-"""Motion latents that the decoder is fed at once before the first block."""
-
 MOTION_FRAMES = 73
 """Frames of the still portrait that are encoded as motion."""
 
