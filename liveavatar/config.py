@@ -247,6 +247,18 @@ def check_visible_devices(environment: Mapping[str, str] = os.environ) -> None:
         )
 
 
+def launched_ranks(environment: Mapping[str, str] = os.environ) -> int:
+    """Processes that a launcher such as torchrun started together; 1 without one.
+
+    Raises:
+        ConfigError: WORLD_SIZE is not a number of processes.
+    """
+    stated = environment.get("WORLD_SIZE", "1").strip()
+    if not (stated.isascii() and stated.isdecimal() and len(stated) < 6 and int(stated) > 0):
+        raise ConfigError(f"WORLD_SIZE: expected a number of processes, got {stated[:40]!r}")
+    return int(stated)
+
+
 def _check_range(name: str, value: int, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise ConfigError(f"{name}: expected a whole number from {low} to {high}, got {value!r}")

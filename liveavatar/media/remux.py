@@ -9,6 +9,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
 
+import av
+
 from liveavatar.errors import MediaError
 from liveavatar.media.fmp4 import MOVIE_TIMESCALE, Track, box, full_box, movie_header, track_box
 from liveavatar.media.live_file import iter_fragments, read_tracks
@@ -66,6 +68,15 @@ def remux_to_progressive(live_path: Path, final_path: Path) -> int:
     except struct.error as error:
         raise MediaError(f"live video {live_path.name} has impossible durations") from error
     return len(indices[0].sizes)
+
+
+def count_frames(path: Path) -> int:
+    """Frames of a finished video as its index tells; 0 where there is no such file."""
+    try:
+        with av.open(str(path)) as container:
+            return int(container.streams.video[0].frames) if container.streams.video else 0
+    except (av.FFmpegError, OSError, ValueError):
+        return 0
 
 
 def _read_index(

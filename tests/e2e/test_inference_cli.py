@@ -66,10 +66,16 @@ def test_an_adapter_is_merged_and_changes_the_video(
     assert save_file.read_bytes() != finished.read_bytes()
 
 
-def test_resume_leaves_a_complete_file_alone(cli: ModuleType, tiny: Path, finished: Path) -> None:
-    before = finished.stat().st_mtime_ns
-    assert cli.main(arguments(tiny, finished, resume=True)) == 0
-    assert finished.stat().st_mtime_ns == before
+def test_resume_leaves_a_complete_file_alone_and_makes_a_partial_one_again(
+    cli: ModuleType, tiny: Path, tmp_path: Path, finished: Path
+) -> None:
+    save_file = tmp_path / "out.mp4"
+    save_file.write_bytes(finished.read_bytes())
+    written = save_file.stat().st_mtime_ns
+    assert cli.main(arguments(tiny, save_file, resume=True)) == 0
+    assert save_file.stat().st_mtime_ns == written
+    assert cli.main(arguments(tiny, save_file, resume=True, num_clip=1)) == 0
+    assert describe(save_file)["frames"] == 48
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -15,6 +15,7 @@ from liveavatar.config import (
     SamplingConfig,
     TransformerConfig,
     check_visible_devices,
+    launched_ranks,
 )
 from liveavatar.errors import ConfigError
 
@@ -256,3 +257,14 @@ def test_settings_requests_and_timelines_load_without_torch() -> None:
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize(("stated", "ranks"), [({}, 1), ({"WORLD_SIZE": "4"}, 4)])
+def test_the_number_of_launched_ranks_is_read(stated: dict[str, str], ranks: int) -> None:
+    assert launched_ranks(stated) == ranks
+
+
+@pytest.mark.parametrize("stated", ["", "0", "-1", "two", "²", "9" * 5000])
+def test_a_number_of_ranks_that_is_none_is_one_line(stated: str) -> None:
+    with pytest.raises(ConfigError, match=r"\AWORLD_SIZE: [^\n]*\Z"):
+        launched_ranks({"WORLD_SIZE": stated})

@@ -1,0 +1,189 @@
+"""A checked job to a growing file: in this process, or in a worker group of the command's own."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from tqdm import tqdm
+
+from inference.interrupt import StopRequest
+from inference.video_job import VideoJob
+from liveavatar.conditioning import Conditions, Encoders, encode_conditions
+from liveavatar.engine.messages import Finished, GroupSpec, Refused, RenderJob
+from liveavatar.engine.messages import Progress as Progressed
+from liveavatar.engine.supervisor import WorkerGroup
+from liveavatar.errors import MediaError
+from liveavatar.host_memory import release_freed_memory
+from liveavatar.media.soundtrack import open_soundtrack
+from liveavatar.media.spoken_video import SpokenVideo
+from liveavatar.model.checkpoint import Placement
+from liveavatar.sampling import make_schedule
+from liveavatar.single_device import Models, RenderOptions, render, seeded_draws
+
+JOB_NUMBER = 1
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Networks and encoded inputs, ready to render."""
+
+    models: Models
+    conditions: Conditions
+
+
+def load(job: VideoJob, where: Placement) -> Loaded:
+    """Encode the inputs and load the networks.
+
+    With `offload_model` the encoders are gone before the transformer comes, so that the peak is the
+    larger of the two and not their sum.
+    """
+    checkpoint = job.checkpoint
+    embedder = checkpoint.load_condition_embedder(where)
+    encoders = Encoders(
+        checkpoint.load_text_encoder(where),
+        checkpoint.load_tokenizer(),
+        checkpoint.load_audio_encoder(where),
+        checkpoint.load_vae_encoder(where),
+    )
+    early = None if job.options.offload_model else checkpoint.load_transformer(where)
+    inputs = job.take_inputs()
+    conditions = encode_conditions(
+        encoders,
+        job.portrait_HWC,
+        inputs.speech.samples,
+        inputs.prompt,
+        embedder=embedder,
+        num_blocks=job.timeline.num_blocks,
+    )
+    del inputs
+    if early is None:
+        del encoders
+    release_freed_memory()
+    transformer = early or checkpoint.load_transformer(where)
+    decoder = checkpoint.load_vae_decoder(where)
+    return Loaded(Models(transformer, embedder, decoder), conditions)
+
+
+@dataclass
+class Progress:
+    """What was written so far.
+
+    Attributes:
+        frames: frames in the file.
+        first_frame_s: seconds from the start of the command to the first frame.
+        stopped: whether the user stopped it.
+    """
+
+    frames: int = 0
+    first_frame_s: float = math.nan
+    stopped: bool = False
+
+    def update(self, frames: int, bar: tqdm[NoReturn], started: float) -> None:
+        """Note that the file now has `frames` frames."""
+        if math.isnan(self.first_frame_s):
+            self.first_frame_s = time.monotonic() - started
+        bar.update(frames - self.frames)
+        self.frames = frames
+
+
+def render_here(job: VideoJob, started: float) -> Progress:
+    """Render in this process, block by block, until done or stopped."""
+    on_gpu = torch.cuda.is_available()
+    loaded = load(
+        job,
+        Placement(torch.device("cuda"), torch.bfloat16)
+        if on_gpu
+        else Placement(torch.device("cpu"), torch.float32),
+    )
+    frames_iterator = render(
+        loaded.models,
+        loaded.conditions,
+        torch.tensor(job.portrait_HWC),
+        job.timeline,
+        RenderOptions(
+            make_schedule(job.sampling.num_steps, job.sampling.shift),
+            seeded_draws(job.sampling.seed, loaded.conditions.reference_CFHW),
+            online_decode=job.sampling.online_decode,
+        ),
+    )
+    progress = Progress()
+    height, width = job.portrait_HWC.shape[:2]
+    sound = open_soundtrack(job.options.audio, mix=job.mix)
+    with (
+        SpokenVideo(job.live_path, sound, width, height) as video,
+        _progress_bar(job) as bar,
+        StopRequest() as stop,
+    ):
+        for frames_THWC in frames_iterator:
+            video.append(frames_THWC.numpy())
+            progress.update(video.num_frames, bar, started)
+            if stop.asked and video.num_frames < job.timeline.num_frames:
+                progress.stopped = True
+                break
+    return progress
+
+
+def render_in_group(job: VideoJob, started: float) -> Progress:
+    """Render in a worker group of this command's own: pipeline stages and a media rank."""
+    progress = Progress()
+    with WorkerGroup(_group_spec(job)) as group, _progress_bar(job) as bar, StopRequest() as stop:
+        group.submit(_render_job(job))
+        while True:
+            event = group.next_event(timeout_s=0.2)
+            if isinstance(event, Progressed):
+                progress.update(event.frames, bar, started)
+            elif isinstance(event, Finished):
+                progress.stopped = event.cancelled
+                return progress
+            elif isinstance(event, Refused):
+                raise MediaError(event.reason)
+            if stop.asked and not progress.stopped:
+                progress.stopped = True
+                group.cancel(JOB_NUMBER)
+
+
+def _render_job(job: VideoJob) -> RenderJob:
+    inputs = job.take_inputs()
+    return RenderJob(
+        number=JOB_NUMBER,
+        portrait_HWC=job.portrait_HWC,
+        speech_N=inputs.speech.samples,
+        soundtrack=job.options.audio,
+        mix=job.mix,
+        prompt=inputs.prompt,
+        timeline=job.timeline,
+        sampling=job.sampling,
+        live_path=job.live_path,
+    )
+
+
+def _group_spec(job: VideoJob) -> GroupSpec:
+    """Lay out the group: one rank per stage and the media rank.
+
+    On GPUs the media rank has a card of its own with `enable_vae_parallel`, else it shares the last
+    stage's. On the CPU the cores are shared out evenly.
+    """
+    num_stages = len(job.stages)
+    devices = ["cpu"] * (num_stages + 1)
+    if torch.cuda.is_available():
+        media = num_stages if job.options.enable_vae_parallel else num_stages - 1
+        devices = [f"cuda:{index}" for index in [*range(num_stages), media]]
+    return GroupSpec(
+        checkpoint=job.options.ckpt_dir,
+        adapter=job.options.lora_path_dmd,
+        stages=job.stages,
+        devices=tuple(devices),
+        dtype="bfloat16" if torch.cuda.is_available() else "float32",
+        threads=max(1, (os.cpu_count() or 1) // (num_stages + 1)),
+        folder=Path(),
+    )
+
+
+def _progress_bar(job: VideoJob) -> tqdm[NoReturn]:
+    return tqdm(total=job.timeline.num_frames, unit="frame", desc="frames", smoothing=0.1)
