@@ -19,7 +19,7 @@ from torch import Tensor
 from liveavatar.conditioning import Conditions, Encoders, encode_conditions
 from liveavatar.config import FRAMES_PER_BLOCK
 from liveavatar.engine.messages import Finished, Progress, Refused, RenderJob
-from liveavatar.errors import EngineError, LiveAvatarError
+from liveavatar.errors import EngineError, LiveAvatarError, MediaError
 from liveavatar.media.soundtrack import open_soundtrack
 from liveavatar.media.spoken_video import SpokenVideo
 from liveavatar.model.denoiser import TokenGrid
@@ -65,6 +65,17 @@ class _OpenJob:
     speech_sent: int = 0
     blocks_done: int = 0
     cancelled: bool = False
+    refused: bool = False
+
+
+def _begin_video(job: RenderJob) -> SpokenVideo:
+    height, width = job.portrait_HWC.shape[:2]
+    sound = open_soundtrack(job.soundtrack, mix=job.mix)
+    try:
+        return SpokenVideo(job.live_path, sound, width, height)
+    except LiveAvatarError:
+        sound.close()
+        raise
 
 
 class MediaRank:
@@ -103,7 +114,7 @@ class MediaRank:
         self._submitted.put(job)
 
     def cancel(self, number: int) -> None:
-        """Begin no further block of a job; from any thread."""
+        """Stop a job at once, keeping its finished blocks; from any thread."""
         self._cancelled.add(number)
 
     def stop(self) -> None:
@@ -164,9 +175,7 @@ class MediaRank:
             raise encoded
         job, conditions = encoded
         try:
-            height, width = job.portrait_HWC.shape[:2]
-            sound = open_soundtrack(job.soundtrack, mix=job.mix)
-            video = SpokenVideo(job.live_path, sound, width, height)
+            video = _begin_video(job)
         except LiveAvatarError as error:
             self._report(Refused(job.number, str(error)))
             return False
@@ -229,6 +238,8 @@ class MediaRank:
         elif isinstance(message, FinishedBlock):
             opened.blocks_done += 1
             self._send_speech(opened)
+            if opened.refused:
+                return
             opened.waiting.append(packet.tensors[0])
             if opened.job.sampling.online_decode or (
                 len(opened.waiting) == opened.job.timeline.window_blocks
@@ -238,16 +249,33 @@ class MediaRank:
             raise EngineError(f"unexpected message from stage 0: {message!r}")
 
     def _write_frames(self, opened: _OpenJob) -> None:
-        if not opened.waiting:
+        if not opened.waiting or opened.refused:
             return
         frames_THWC = opened.decoder.frames(torch.cat(opened.waiting, dim=1))
         opened.waiting = []
-        if len(frames_THWC):
-            opened.video.append(frames_THWC.numpy())
+        try:
+            if len(frames_THWC):
+                opened.video.append(frames_THWC.numpy())
+        except MediaError as error:
+            self._give_up(opened, error)
+            return
         self._report(Progress(opened.job.number, opened.video.num_frames))
+
+    def _give_up(self, opened: _OpenJob, error: MediaError) -> None:
+        """Refuse a job whose file cannot be written, as on a full disk; others may have room."""
+        opened.refused = True
+        self.cancel(opened.job.number)
+        self._report(Refused(opened.job.number, str(error)))
 
     def _end(self, opened: _OpenJob) -> None:
         self._write_frames(opened)
-        opened.video.__exit__(None, None, None)
+        try:
+            opened.video.__exit__(None, None, None)
+        except MediaError as error:
+            self._give_up(opened, error)
         del self._open[opened.job.number]
-        self._report(Finished(opened.job.number, opened.video.num_frames, opened.cancelled))
+        self._cancelled.discard(opened.job.number)
+        if opened.refused:
+            return
+        cut_short = opened.cancelled and opened.blocks_done < opened.job.timeline.num_blocks
+        self._report(Finished(opened.job.number, opened.video.num_frames, cut_short))

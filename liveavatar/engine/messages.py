@@ -29,7 +29,7 @@ class GroupSpec:
         devices: device of each rank, such as "cpu" or "cuda:2".
         dtype: of large matrices, "float32" or "bfloat16".
         threads: CPU threads of each rank.
-        folder: private to the group; its sockets lie there.
+        folder: private to the group; its sockets lie there while it starts.
         timeout_s: longest wait of a rank for a neighbour while work is under way.
     """
 
@@ -89,7 +89,7 @@ class Submit:
 
 @dataclass(frozen=True)
 class Cancel:
-    """Begin no further block of this job; what is made until then stays in its file."""
+    """Stop this job at once; the blocks that are finished stay in its file."""
 
     number: int
 
@@ -117,7 +117,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Finished:
-    """A job's file is complete, or as complete as it will be after a Cancel."""
+    """A job's file is complete, or, when cancelled, as complete as it will be."""
 
     number: int
     frames: int

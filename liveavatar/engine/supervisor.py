@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -43,19 +44,21 @@ class WorkerGroup:
         self.spec = replace(spec, folder=self._folder)
         self._pipes: list[Connection] = []
         self._processes: list[Any] = []
+        self._sending = threading.Lock()
         try:
             self._spawn()
             self._wait_until_ready(start_timeout_s)
         except BaseException:
             self.kill()
             raise
+        shutil.rmtree(self._folder)  # all sockets are connected; nothing stays if we are killed
 
     def submit(self, job: RenderJob) -> None:
-        """Queue a job behind those submitted before it."""
+        """Queue a job behind those submitted before it; from any thread."""
         self._send(self.spec.media_rank, Submit(job))
 
     def cancel(self, number: int) -> None:
-        """Stop a job at its next block."""
+        """Stop a job; its file keeps the blocks that are finished. From any thread."""
         self._send(self.spec.media_rank, Cancel(number))
 
     def events(self, timeout_s: float) -> Iterator[object]:
@@ -68,19 +71,24 @@ class WorkerGroup:
             yield message
 
     def next_event(self, timeout_s: float) -> object | None:
-        """Wait for the next report; None when none came in time. WorkerDiedError as `events`."""
-        sentinels = {process.sentinel: rank for rank, process in enumerate(self._processes)}
-        ready = wait([*self._pipes, *sentinels], timeout=timeout_s)
-        for source in ready:
-            if isinstance(source, Connection):
-                with suppress(EOFError, OSError):
-                    message: object = source.recv()
-                    if isinstance(message, Failed):
-                        raise self._first_cause(message)
-                    return message
-        for source in ready:
-            if not isinstance(source, Connection):
-                raise self._death_of(sentinels[source])  # type: ignore[index]
+        """Wait for the next report; None when none came in time. WorkerDiedError as `events`.
+
+        Ranks wait when too many reports are left lying; call it again and again.
+        """
+        if not self._pipes:
+            raise WorkerDiedError("the worker group has ended; start another")
+        broken = []
+        for pipe in _with_news(self._pipes, timeout_s):
+            try:
+                message: object = pipe.recv()
+            except (EOFError, OSError):
+                broken.append(self._pipes.index(pipe))
+                continue
+            if isinstance(message, Failed):
+                raise self._first_cause(message)
+            return message
+        if broken:
+            raise self._death_of(broken[0])
         return None
 
     def close(self, timeout_s: float = _STOP_S) -> None:
@@ -145,30 +153,46 @@ class WorkerGroup:
 
     def _send(self, rank: int, message: object) -> None:
         try:
-            self._pipes[rank].send(message)
+            with self._sending:
+                self._pipes[rank].send(message)
         except (OSError, IndexError) as error:
             raise WorkerDiedError(f"rank {rank} is gone: {error}") from error
 
     def _first_cause(self, failure: Failed) -> EngineError:
         """The error to raise for a failed rank; a rank that only lost its neighbour is not it."""
         deadline = time.monotonic() + _LAST_WORDS_S
-        failures = [failure]
-        while (left := deadline - time.monotonic()) > 0:
-            dead = [p for p in self._processes if p.exitcode is not None and p.exitcode < 0]
-            if dead:
-                return self._death_of(self._processes.index(dead[0]))
-            talking = wait(self._pipes, timeout=min(0.1, left))
-            for pipe in [pipe for pipe in self._pipes if pipe in talking]:
-                with suppress(EOFError, OSError):
+        failures, pipes = [failure], list(self._pipes)
+        while pipes and (left := deadline - time.monotonic()) > 0:
+            for pipe in _with_news(pipes, left):
+                try:
                     message = pipe.recv()
-                    if isinstance(message, Failed):
-                        failures.append(message)
+                except (EOFError, OSError):
+                    pipes.remove(pipe)
+                    rank = self._pipes.index(pipe)
+                    if (self._exit_code(rank, deadline) or 0) < 0:
+                        return self._death_of(rank)
+                    continue
+                if isinstance(message, Failed):
+                    failures.append(message)
         cause = next((f for f in failures if " is gone" not in f.reason), failures[0])
         return WorkerDiedError(f"rank {cause.rank} failed: {cause.reason}")
 
     def _death_of(self, rank: int) -> EngineError:
-        self._processes[rank].join(_LAST_WORDS_S)
-        code = self._processes[rank].exitcode
-        if code is not None and code < 0:
+        code = self._exit_code(rank, time.monotonic() + _STOP_S)
+        if code is None:
+            return WorkerDiedError(f"rank {rank} broke its pipe, yet does not end")
+        if code < 0:
             return WorkerDiedError(f"rank {rank} was killed by signal {-code}")
         return WorkerDiedError(f"rank {rank} ended with status {code}")
+
+    def _exit_code(self, rank: int, deadline: float) -> int | None:
+        """Exit status of a rank whose pipe broke, or minus the signal; None if it is not gone."""
+        self._processes[rank].join(max(0.0, deadline - time.monotonic()))
+        code: int | None = self._processes[rank].exitcode
+        return code
+
+
+def _with_news(pipes: list[Connection], timeout_s: float) -> list[Connection]:
+    """The pipes that hold a message or are broken, once there is one."""
+    ready = wait(pipes, timeout=timeout_s)
+    return [pipe for pipe in pipes if pipe in ready]

@@ -7,9 +7,12 @@ the link breaks. Either way the reason goes to the supervisor, if there still is
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 import traceback
+from collections.abc import Callable
+from concurrent.futures import Future
 from multiprocessing.connection import Connection
 
 import torch
@@ -24,9 +27,13 @@ from liveavatar.parallel.transfer import connect
 
 EXIT_ORPHANED = 3
 
+Report = Callable[[object], None]
+
 
 def worker_main(rank: int, spec: GroupSpec, pipe: Connection) -> None:
     """Run one rank until it is stopped or fails; the target of its process."""
+    # Ctrl-C in a terminal reaches every process; what it means is for the supervisor to say.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     reporting = threading.Lock()
 
     def report(message: object) -> None:
@@ -57,15 +64,17 @@ def _placement(rank: int, spec: GroupSpec) -> Placement:
     return Placement(device, getattr(torch, spec.dtype))
 
 
-def _serve_stage(rank: int, spec: GroupSpec, pipe: Connection, report: object) -> None:
+def _serve_stage(rank: int, spec: GroupSpec, pipe: Connection, report: Report) -> None:
     started = time.monotonic()
+    _watch_supervisor(pipe, None)
     where = _placement(rank, spec)
-    checkpoint = open_checkpoint(spec.checkpoint, spec.adapter)
-    transformer = checkpoint.load_transformer(where, spec.stages[rank])
+    # Before loading, which may take one rank minutes longer than another.
     num_stages = len(spec.stages)
     senders, receivers = connect(
         spec.folder, rank, stage_links(num_stages, spec.media_rank), where.device, spec.timeout_s
     )
+    checkpoint = open_checkpoint(spec.checkpoint, spec.adapter)
+    transformer = checkpoint.load_transformer(where, spec.stages[rank])
     links = StageLinks(
         media=receivers[f"media-{rank}"],
         previous=receivers.get(f"{rank - 1}-{rank}"),
@@ -74,17 +83,22 @@ def _serve_stage(rank: int, spec: GroupSpec, pipe: Connection, report: object) -
         latents=senders.get("latents"),
     )
     stage = Stage(transformer, StagePlan(rank, num_stages, spec.timeout_s), links)
-    _watch_supervisor(pipe, None)
-    report(Ready(rank, time.monotonic() - started))  # type: ignore[operator]
+    report(Ready(rank, time.monotonic() - started))
     stage.serve()
     for sender in senders.values():
         sender.close()
 
 
-def _serve_media(spec: GroupSpec, pipe: Connection, report: object) -> None:
+def _serve_media(spec: GroupSpec, pipe: Connection, report: Report) -> None:
     started = time.monotonic()
+    loaded: Future[MediaRank] = Future()
+    _watch_supervisor(pipe, loaded)
     rank = spec.media_rank
     where = _placement(rank, spec)
+    num_stages = len(spec.stages)
+    senders, receivers = connect(
+        spec.folder, rank, stage_links(num_stages, rank), where.device, spec.timeout_s
+    )
     checkpoint = open_checkpoint(spec.checkpoint, spec.adapter)
     networks = MediaNetworks(
         Encoders(
@@ -96,33 +110,30 @@ def _serve_media(spec: GroupSpec, pipe: Connection, report: object) -> None:
         checkpoint.load_condition_embedder(where),
         checkpoint.load_vae_decoder(where),
     )
-    num_stages = len(spec.stages)
-    senders, receivers = connect(
-        spec.folder, rank, stage_links(num_stages, rank), where.device, spec.timeout_s
-    )
     media = MediaRank(
         networks,
         [senders[f"media-{stage}"] for stage in range(num_stages)],
         receivers["latents"],
-        report,  # type: ignore[arg-type]
+        report,
         spec.timeout_s,
     )
-    _watch_supervisor(pipe, media)
-    report(Ready(rank, time.monotonic() - started))  # type: ignore[operator]
+    loaded.set_result(media)
+    report(Ready(rank, time.monotonic() - started))
     media.serve()
     for sender in senders.values():
         sender.close()
 
 
-def _watch_supervisor(pipe: Connection, media: MediaRank | None) -> None:
+def _watch_supervisor(pipe: Connection, loaded: Future[MediaRank] | None) -> None:
     """Follow the supervisor's pipe in a thread; when it breaks, this process ends at once."""
 
     def follow() -> None:
         try:
             while True:
                 message = pipe.recv()
-                if media is None:
+                if loaded is None:
                     continue  # stages are stopped through the media rank, in the order of work
+                media = loaded.result()
                 if isinstance(message, Submit):
                     media.submit(message.job)
                 elif isinstance(message, Cancel):

@@ -59,17 +59,18 @@ def split_layers(
         return sums[end] - sums[start] + extra
 
     @cache
-    def best(start: int, stages: int) -> tuple[float, float, tuple[int, ...]]:
-        """Largest cost, sum of squares and ends of the best cut of layers from `start` on."""
+    def best(start: int, stages: int, floor: float) -> tuple[float, float, tuple[int, ...]]:
+        """Largest cost, at least `floor`, sum of squares and ends of the best cut from `start`."""
         if stages == 1:
             cost = stage_cost(start, len(costs))
-            return cost, cost**2, (len(costs),)
+            return max(cost, floor), cost**2, (len(costs),)
         candidates = []
         for end in range(start + 1, len(costs) - stages + 2):
             cost = stage_cost(start, end)
-            rest_largest, rest_squares, rest_ends = best(end, stages - 1)
+            rest_largest, rest_squares, rest_ends = best(end, stages - 1, floor)
             candidates.append((max(cost, rest_largest), cost**2 + rest_squares, (end, *rest_ends)))
         return min(candidates)
 
-    ends = best(0, num_stages)[2]
+    largest = best(0, num_stages, 0.0)[0]
+    ends = best(0, num_stages, largest)[2]  # below the largest, only evenness counts
     return [range(start, end) for start, end in zip((0, *ends), ends, strict=False)]

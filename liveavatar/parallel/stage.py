@@ -17,14 +17,14 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from liveavatar.errors import EngineError
+from liveavatar.errors import DeadlineError, EngineError
 from liveavatar.model.audio_injection import BlockAudio
 from liveavatar.model.denoiser import Denoiser, Item, TokenGrid
 from liveavatar.model.transformer import TimeTable, Transformer
@@ -95,7 +95,7 @@ class JobEnd:
 
 @dataclass(frozen=True)
 class JobCancel:
-    """The media rank asks stage 0 to begin no further block of this job."""
+    """The media rank asks stage 0 to stop this job at once; blocks under way are dropped."""
 
     job: int
 
@@ -159,6 +159,7 @@ class StageJob:
         self.samples: dict[int, Tensor] = {}
         self.steps_done: dict[int, int] = {}
         self.first_latent: Tensor | None = None
+        self.begun = False  # by the conductor
         self.under_way = 0  # items issued whose velocity has not come back
         self.all_issued = False
         self.cancelled = False
@@ -190,6 +191,7 @@ class Stage:
         self.jobs: dict[int, StageJob] = {}
         self.busy = BusyTime()
         self.shutting_down = False
+        self.meanwhile: Callable[[], None] = lambda: None  # what else to do in a wait
 
     @torch.no_grad()
     def serve(self) -> None:
@@ -206,6 +208,8 @@ class Stage:
 
     def take_from_media(self, wait_s: float = 0.0) -> bool:
         """Take one message of the media rank if there is one; tells whether there was."""
+        if self.shutting_down:
+            return False  # it was the last one, and the link may be closed already
         packet = self.links.media.poll(wait_s)
         if packet is None:
             return False
@@ -231,15 +235,16 @@ class Stage:
         self.wait_for(lambda: number in self.jobs, f"job {number} to be opened")
         return self.jobs[number]
 
-    def wait_for(self, ready: Any, what: str) -> None:
-        """Take messages of the media rank until `ready()`; EngineError when time runs out."""
+    def wait_for(self, ready: Callable[[], bool], what: str) -> None:
+        """Take messages of the media rank until `ready()`; DeadlineError when time runs out."""
         deadline = time.monotonic() + self.plan.timeout_s
         while not ready():
             if time.monotonic() > deadline:
-                raise EngineError(
+                raise DeadlineError(
                     f"stage {self.plan.index} waited {self.plan.timeout_s:.0f} s for {what}"
                 )
             self.take_from_media(wait_s=0.05)
+            self.meanwhile()
 
     def run_prefill(self, work: PrefillWork, hidden_CD: Tensor) -> Tensor:
         """Run this stage's layers on the condition."""
@@ -281,7 +286,8 @@ class Stage:
                 return
             started = time.perf_counter()
             if isinstance(message, JobEnd):
-                self.jobs.pop(message.job, None)
+                self.job(message.job)  # one that ends before it began is still to be opened here
+                del self.jobs[message.job]
                 if not last:
                     self.pass_on(message)
                 continue
@@ -333,8 +339,8 @@ class Conductor:
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
+        stage.meanwhile = self._take_what_is_back
         self._due: list[_Due] = []
-        self._begun: set[int] = set()
         self._next_start = 0
         self._tick = 0
 
@@ -344,6 +350,7 @@ class Conductor:
         while True:
             while stage.take_from_media():
                 pass
+            self._take_what_is_back()
             self._begin_jobs()
             if self._due:
                 self._do(heapq.heappop(self._due))
@@ -358,9 +365,9 @@ class Conductor:
 
     def _begin_jobs(self) -> None:
         for number, job in sorted(self.stage.jobs.items()):
-            if number in self._begun:
+            if job.begun:
                 continue
-            self._begun.add(number)
+            job.begun = True
             opened = job.opened
             pipeline = Pipeline(self.stage.plan.num_stages, opened.schedule.num_steps)
             timeline = opened.timeline
@@ -423,10 +430,20 @@ class Conductor:
         else:
             self.stage.pass_on(step, result)
 
-    def _take_velocities(self, ready: Any) -> None:
+    def _take_velocities(self, ready: Callable[[], bool]) -> None:
         """Take velocities as they come back, until `ready()`."""
         while not ready():
             self._take_velocity()
+
+    def _take_what_is_back(self) -> None:
+        """Take the velocities that are here, so that a finished block leaves at once.
+
+        The media rank sends the speech of later blocks only when earlier ones are finished: a wait
+        for speech must not keep them here.
+        """
+        if isinstance(self.stage.links.velocities, Receiver):
+            while (packet := self.stage.links.velocities.poll()) is not None:
+                self._advance(packet.message, packet.tensors[0])
 
     def _take_velocity(self) -> None:
         assert isinstance(self.stage.links.velocities, Receiver)

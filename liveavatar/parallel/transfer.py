@@ -17,7 +17,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +63,7 @@ class Sender:
     def __init__(self, link: Link, connection: socket.socket) -> None:
         self.link = link
         self._socket = connection
-        self._queue: queue.Queue[tuple[bytes, list[Tensor]] | None] = queue.Queue(maxsize=2)
+        self._queue: queue.Queue[list[bytes | memoryview] | None] = queue.Queue(maxsize=2)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name=f"send {link.name}", daemon=True)
         self._thread.start()
@@ -79,12 +79,13 @@ class Sender:
         """
         described = [(tuple(tensor.shape), tensor.dtype) for tensor in tensors]
         header = pickle.dumps((message, described))
-        hosted = [_to_host(tensor) for tensor in tensors]
+        parts: list[bytes | memoryview] = [_HEADER.pack(len(header)) + header]
+        parts += [_bytes_of(_to_host(tensor)) for tensor in tensors]
         deadline = time.monotonic() + timeout_s
         while True:
             self._raise_failure()
             try:
-                self._queue.put((header, hosted), timeout=_POLL_S)
+                self._queue.put(parts, timeout=_POLL_S)
                 return
             except queue.Full:
                 if time.monotonic() > deadline:
@@ -94,20 +95,20 @@ class Sender:
                     ) from None
 
     def close(self, timeout_s: float = 5.0) -> None:
-        """Send what is waiting, then close; does nothing twice."""
-        with suppress(queue.Full):
-            self._queue.put(None, timeout=timeout_s)
-        self._thread.join(timeout_s)
-        self._socket.close()
+        """Send what is waiting, for so long at most, then close; does nothing twice."""
+        deadline = time.monotonic() + timeout_s
+        if self._thread.is_alive():
+            with suppress(queue.Full):
+                self._queue.put(None, timeout=timeout_s)
+            self._thread.join(max(0.0, deadline - time.monotonic()))
+        _hang_up(self._socket)
 
     def _run(self) -> None:
         try:
-            while (item := self._queue.get()) is not None:
-                header, tensors = item
-                self._socket.sendall(_HEADER.pack(len(header)) + header)
-                for tensor in tensors:
-                    self._socket.sendall(_bytes_of(tensor))
-        except (OSError, RuntimeError) as error:
+            while (parts := self._queue.get()) is not None:
+                for part in parts:
+                    self._socket.sendall(part)
+        except OSError as error:
             self._error = error
 
     def _raise_failure(self) -> None:
@@ -135,6 +136,7 @@ class Receiver:
 
         Raises:
             WorkerDiedError: the sending rank is gone and nothing of it is left.
+            EngineError: what it sent cannot be taken here, as when memory runs out.
             DeadlineError: nothing came in time.
         """
         deadline = time.monotonic() + timeout_s
@@ -149,22 +151,27 @@ class Receiver:
                 )
 
     def poll(self, wait_s: float = 0.0) -> Packet | None:
-        """Take the next message if one comes within `wait_s`; WorkerDiedError as `receive`."""
+        """Take the next message if one comes within `wait_s`; errors as `receive`."""
         try:
             return self._queue.get(timeout=wait_s) if wait_s else self._queue.get_nowait()
         except queue.Empty:
             if self._error is not None and self._queue.empty():
-                raise WorkerDiedError(
-                    f"rank {self.link.source} is gone (link {self.link.name}: {self._error})"
-                ) from self._error
+                raise self._failure(self._error) from self._error
             return None
 
     def close(self) -> None:
         """Close the link; does nothing twice."""
         self._closed.set()
-        with suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
+        _hang_up(self._socket)
+
+    def _failure(self, error: BaseException) -> EngineError:
+        if isinstance(error, (OSError, EOFError)):
+            return WorkerDiedError(
+                f"rank {self.link.source} is gone (link {self.link.name}: {error})"
+            )
+        return EngineError(
+            f"rank {self.link.target} cannot take a message (link {self.link.name}: {error!r})"
+        )
 
     def _run(self) -> None:
         try:
@@ -177,7 +184,7 @@ class Receiver:
                     with suppress(queue.Full):
                         self._queue.put(packet, timeout=_POLL_S)
                         break
-        except (OSError, EOFError, RuntimeError) as error:
+        except Exception as error:  # noqa: BLE001 - raised again where messages are taken
             self._error = error
 
     def _read_tensor(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -205,54 +212,91 @@ def connect(
 
     Raises:
         DeadlineError: a neighbour did not appear in time.
+        EngineError: the sockets cannot be made in `folder`.
     """
     deadline = time.monotonic() + timeout_s
-    incoming = {link.name: link for link in links if link.target == rank}
-    outgoing = [link for link in links if link.source == rank]
     senders: dict[str, Sender] = {}
     receivers: dict[str, Receiver] = {}
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        path = folder / f"rank{rank}.sock"
-        listener.bind(str(path))
-        listener.listen(len(incoming) + 1)
-        for link in outgoing:
-            connection = _dial(folder / f"rank{link.target}.sock", deadline)
-            name = link.name.encode()
-            connection.sendall(_HEADER.pack(len(name)) + name)
-            senders[link.name] = Sender(link, connection)
-        while len(receivers) < len(incoming):
-            listener.settimeout(max(0.01, deadline - time.monotonic()))
-            try:
-                connection, _ = listener.accept()
-            except TimeoutError:
-                missing = sorted(set(incoming) - set(receivers))
-                raise DeadlineError(
-                    f"rank {rank}: links {', '.join(missing)} were not made in {timeout_s:.0f} s"
-                ) from None
-            connection.settimeout(None)
-            (size,) = _HEADER.unpack(_read(connection, bytearray(_HEADER.size)))
-            link = incoming[bytes(_read(connection, bytearray(size))).decode()]
-            receivers[link.name] = Receiver(link, connection, device)
-        path.unlink()
+    path = folder / f"rank{rank}.sock"
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            _bind(listener, path)
+            listener.listen(len(links) + 1)
+            for link in (link for link in links if link.source == rank):
+                senders[link.name] = Sender(link, _dial(folder, link, deadline))
+            incoming = {link.name: link for link in links if link.target == rank}
+            while incoming:
+                name, connection = _accept(listener, deadline, incoming)
+                receivers[name] = Receiver(incoming.pop(name), connection, device)
+    except BaseException:
+        for sender in senders.values():
+            sender.close()
+        for receiver in receivers.values():
+            receiver.close()
+        raise
+    finally:
+        path.unlink(missing_ok=True)
     return senders, receivers
 
 
-def _dial(path: Path, deadline: float) -> socket.socket:
+def _bind(listener: socket.socket, path: Path) -> None:
+    try:
+        listener.bind(str(path))
+    except OSError as error:
+        raise EngineError(
+            f"cannot make a local socket {path}: {error}; set TMPDIR to a writable folder with a "
+            "short path"
+        ) from None
+
+
+def _dial(folder: Path, link: Link, deadline: float) -> socket.socket:
+    """Connect to the target of a link, as soon as it listens, and tell it the link's name."""
+    name = link.name.encode()
     while True:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            connection.connect(str(path))
+            connection.connect(str(folder / f"rank{link.target}.sock"))
+            connection.sendall(_HEADER.pack(len(name)) + name)
             return connection
-        except (FileNotFoundError, ConnectionRefusedError):
+        except (FileNotFoundError, ConnectionError):
             connection.close()
             if time.monotonic() > deadline:
-                raise DeadlineError(f"{path.name} did not appear in time") from None
+                raise DeadlineError(
+                    f"link {link.name}: rank {link.target} did not appear in time"
+                ) from None
             time.sleep(0.01)
+
+
+def _accept(
+    listener: socket.socket, deadline: float, expected: Collection[str]
+) -> tuple[str, socket.socket]:
+    """Wait for one of the expected links; returns its name and connection."""
+    connection: socket.socket | None = None
+    try:
+        listener.settimeout(max(0.01, deadline - time.monotonic()))
+        connection, _ = listener.accept()
+        connection.settimeout(max(0.01, deadline - time.monotonic()))
+        (size,) = _HEADER.unpack(_read(connection, bytearray(_HEADER.size)))
+        name = bytes(_read(connection, bytearray(size))).decode()
+        connection.settimeout(None)
+        return name, connection
+    except (TimeoutError, EOFError) as error:
+        if connection is not None:
+            connection.close()
+        waited = ", ".join(sorted(expected))
+        raise DeadlineError(f"links {waited} were not made in time: {error}") from None
+
+
+def _hang_up(connection: socket.socket) -> None:
+    """Close a socket; a thread that sits in it wakes up."""
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+    connection.close()
 
 
 def _to_host(tensor: Tensor) -> Tensor:
     """A contiguous copy-free view on the host, or a pinned copy of a GPU tensor."""
-    tensor = tensor.detach()
+    tensor = tensor.detach().resolve_conj().resolve_neg()
     if tensor.device.type == "cuda":
         hosted = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         hosted.copy_(tensor)

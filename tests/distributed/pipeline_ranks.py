@@ -1,0 +1,233 @@
+"""Pipeline stages in processes of their own, and this process as their media rank."""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from liveavatar.conditioning import Conditions
+from liveavatar.config import FRAMES_PER_BLOCK
+from liveavatar.model.denoiser import TokenGrid
+from liveavatar.model.transformer import ConditionEmbedder
+from liveavatar.parallel.split import split_layers
+from liveavatar.parallel.stage import (
+    BlockSpeech,
+    FinishedBlock,
+    JobCancel,
+    JobEnd,
+    JobOpen,
+    Shutdown,
+    Stage,
+    StageLinks,
+    StagePlan,
+    stage_links,
+)
+from liveavatar.parallel.transfer import Receiver, Sender, connect
+from liveavatar.parallel.wavefront import Pipeline
+from liveavatar.random_checkpoint import TINY
+from liveavatar.sampling import make_schedule
+from liveavatar.single_device import generate_latents, seeded_draws
+from liveavatar.timeline import Timeline
+from tests.unit import tiny
+
+CPU = torch.device("cpu")
+WAIT_S = 60.0
+SPARE_BLOCKS = 2
+
+
+@dataclass
+class Case:
+    """One video: its size in latent rows and columns, its length and its steps."""
+
+    number: int
+    side: tuple[int, int] = (8, 8)
+    num_blocks: int = 9
+    window: int = 2
+    num_steps: int = 4
+    made: list[Tensor] = field(default_factory=list)
+    speech_sent: int = 0
+    ended: bool = False
+
+    @property
+    def conditions(self) -> Conditions:
+        """Random inputs, others for every number."""
+        rows, columns = self.side
+        return Conditions(
+            tiny.seeded(16, 1, rows, columns, seed=10 * self.number + 1),
+            tiny.seeded(16, 19, rows, columns, seed=10 * self.number + 2),
+            tiny.seeded(5 + self.number % 3, TINY.text_dim, seed=10 * self.number + 3),
+            tiny.seeded(
+                TINY.audio_dim, self.num_blocks * FRAMES_PER_BLOCK, seed=10 * self.number + 4
+            ),
+        )
+
+    @property
+    def timeline(self) -> Timeline:
+        """Whole blocks; refreshed where there is a second clip."""
+        return Timeline(
+            num_frames=self.num_blocks * FRAMES_PER_BLOCK,
+            num_blocks=self.num_blocks,
+            window_blocks=self.window,
+            refresh_block=self.window if self.num_blocks > self.window else None,
+            clip_frames=self.window * FRAMES_PER_BLOCK,
+        )
+
+    def alone(self) -> Iterator[Tensor]:
+        """The latents that one device makes, one by one."""
+        draws = seeded_draws(self.number, self.conditions.reference_CFHW)
+        schedule = make_schedule(self.num_steps)
+        return generate_latents(tiny.models(), self.conditions, self.timeline, schedule, draws)
+
+    def is_bitwise(self) -> bool:
+        """Whether the blocks made so far, in order, have the bits that one device makes."""
+        return bool(self.made) and all(map(torch.equal, self.made, self.alone()))
+
+    def is_made_bitwise(self) -> bool:
+        """Whether all blocks were made, with the bits that one device makes."""
+        return len(self.made) == self.num_blocks and self.is_bitwise()
+
+
+def stage_main(folder: Path, index: int, ranges: Sequence[range]) -> None:
+    """Run one stage; the target of its process."""
+    torch.set_num_threads(1)
+    transformer = tiny.stage(ranges[index])
+    num_stages = len(ranges)
+    senders, receivers = connect(folder, index, stage_links(num_stages, num_stages), CPU, WAIT_S)
+    serve_stage(transformer, index, num_stages, (senders, receivers))
+
+
+def serve_stage(
+    transformer: Any,
+    index: int,
+    num_stages: int,
+    ends: tuple[dict[str, Sender], dict[str, Receiver]],
+) -> Stage:
+    """Serve until Shutdown, then close the links."""
+    senders, receivers = ends
+    links = StageLinks(
+        media=receivers[f"media-{index}"],
+        previous=receivers.get(f"{index - 1}-{index}"),
+        following=senders.get(f"{index}-{index + 1}"),
+        velocities=senders.get("velocities") or receivers.get("velocities"),
+        latents=senders.get("latents"),
+    )
+    stage = Stage(transformer, StagePlan(index, num_stages, WAIT_S), links)
+    try:
+        stage.serve()
+    finally:
+        for sender in senders.values():
+            sender.close()
+        for receiver in receivers.values():
+            receiver.close()
+    return stage
+
+
+class MediaEnd:
+    """What the media rank does, with speech no further ahead than it is."""
+
+    def __init__(self, senders: dict[str, Sender], receivers: dict[str, Receiver]) -> None:
+        self.stages = [senders[f"media-{index}"] for index in range(len(senders))]
+        self.latents = receivers["latents"]
+        self.embedder: ConditionEmbedder = tiny.embedder()
+        self.open: dict[int, Case] = {}
+
+    @torch.no_grad()
+    def begin(self, case: Case) -> None:
+        """Open a job at all stages and send the speech of its first blocks."""
+        schedule, inputs = make_schedule(case.num_steps), case.conditions
+        grid = TokenGrid.of_latent(inputs.reference_CFHW)
+        message = JobOpen(case.number, case.timeline, schedule, grid, case.number)
+        time = self.embedder.embed_time(schedule.timesteps)
+        tensors = (self.embedder.embed_text(inputs.text_LD), time.head_SD, time.layers_S6D)
+        for index, sender in enumerate(self.stages):
+            first = (inputs.reference_CFHW, inputs.motion_CFHW) if index == 0 else ()
+            sender.send(message, *tensors, *first, timeout_s=WAIT_S)
+        self.open[case.number] = case
+        in_flight = Pipeline(len(self.stages), case.num_steps).blocks_in_flight
+        for _ in range(in_flight + SPARE_BLOCKS):
+            self._speak(case)
+
+    def cancel(self, case: Case) -> None:
+        """Ask stage 0 to stop a job."""
+        self.stages[0].send(JobCancel(case.number), timeout_s=WAIT_S)
+
+    def take(self) -> Case:
+        """Take one message; returns the job it belongs to."""
+        packet = self.latents.receive(WAIT_S)
+        case = self.open[packet.message.job]
+        if isinstance(packet.message, JobEnd):
+            case.ended = True
+            del self.open[case.number]
+            return case
+        assert isinstance(packet.message, FinishedBlock)
+        assert packet.message.block == len(case.made)
+        case.made.append(packet.tensors[0])
+        self._speak(case)
+        return case
+
+    def render(self, cases: Iterable[Case], at_once: int = 2) -> None:
+        """Render jobs in a row, the next ones opened while the first renders."""
+        waiting = list(cases)
+        while waiting or self.open:
+            while waiting and len(self.open) < at_once:
+                self.begin(waiting.pop(0))
+            self.take()
+
+    def shut_down(self) -> None:
+        """End the stages."""
+        for sender in self.stages:
+            sender.send(Shutdown(), timeout_s=WAIT_S)
+
+    @torch.no_grad()
+    def _speak(self, case: Case) -> None:
+        block = case.speech_sent
+        if block >= case.num_blocks:
+            return
+        heard = slice(block * FRAMES_PER_BLOCK, (block + 1) * FRAMES_PER_BLOCK)
+        audio = self.embedder.audio_encoder.encode_block(case.conditions.speech_AV[:, heard])
+        for sender in self.stages:
+            sender.send(
+                BlockSpeech(case.number, block), audio.local_FKD, audio.global_FD, timeout_s=WAIT_S
+            )
+        case.speech_sent += 1
+
+
+@contextmanager
+def pipeline_of(num_stages: int) -> Iterator[MediaEnd]:
+    """Start the stages in processes; at the end they have to leave by themselves, without error."""
+    ranges = split_layers([1.0] * TINY.num_layers, num_stages)
+    spawn = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory(prefix="stages-") as name:
+        folder = Path(name)
+        processes = [
+            spawn.Process(target=stage_main, args=(folder, index, ranges), daemon=True)
+            for index in range(num_stages)
+        ]
+        for process in processes:
+            process.start()
+        try:
+            links = stage_links(num_stages, num_stages)
+            senders, receivers = connect(folder, num_stages, links, CPU, WAIT_S)
+            media = MediaEnd(senders, receivers)
+            yield media
+            media.shut_down()
+            for sender in senders.values():
+                sender.close()
+            for process in processes:
+                process.join(20)
+            assert [process.exitcode for process in processes] == [0] * num_stages
+            for receiver in receivers.values():
+                receiver.close()
+        finally:
+            for process in processes:
+                process.kill()
+                process.join()
+                process.close()

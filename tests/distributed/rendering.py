@@ -1,0 +1,126 @@
+"""Jobs for a worker group, the groups themselves, and what a test asks of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from liveavatar.config import FRAMES_PER_BLOCK, SamplingConfig
+from liveavatar.engine.messages import Finished, GroupSpec, Progress, Refused, RenderJob
+from liveavatar.engine.supervisor import WorkerGroup
+from liveavatar.media.speech import load_speech
+from liveavatar.timeline import make_timeline
+from tests.unit.sound_material import pcm, voice
+
+WAIT_S = 60.0
+PROMPT = "A young woman talks to the camera and smiles, in a bright studio room"
+
+
+def spec(checkpoint: Path, num_stages: int = 2) -> GroupSpec:
+    per_stage = 4 // num_stages
+    stages = tuple(range(k * per_stage, (k + 1) * per_stage) for k in range(num_stages))
+    devices = ("cpu",) * (num_stages + 1)
+    return GroupSpec(checkpoint, None, stages, devices, "float32", 1, Path(), WAIT_S)
+
+
+class Studio:
+    """Makes jobs of one portrait and one recording, each with a number and a file of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.sound = folder / "speech.wav"
+        self.sound.write_bytes(pcm(voice(16_000, 5.0), 16_000))
+        self.speech = load_speech(self.sound)
+        self.portrait = np.random.default_rng(0).integers(0, 255, (64, 48, 3), np.uint8)
+        self.jobs = 0
+
+    def job(self, seconds: float = 1.5, **changed: object) -> RenderJob:
+        """A job of so many seconds of the recording."""
+        self.jobs += 1
+        samples = self.speech.samples[: int(seconds * 16_000)]
+        sampling = SamplingConfig(num_steps=2, infer_frames=24, num_clip=100_000, seed=7)
+        job = RenderJob(
+            number=self.jobs,
+            portrait_HWC=self.portrait,
+            speech_N=samples,
+            soundtrack=self.sound,
+            mix=self.speech.mix,
+            prompt=PROMPT,
+            timeline=make_timeline(sampling, len(samples)),
+            sampling=sampling,
+            live_path=self.folder / f"{self.jobs}.live.mp4",
+        )
+        return replace(job, **changed)  # type: ignore[arg-type]
+
+    def long_job(self) -> RenderJob:
+        """Ten minutes, silent behind the recording: long to render, quick to encode."""
+        job = self.job()
+        return replace(job, timeline=make_timeline(job.sampling, 600 * 16_000))
+
+
+def outcome(group: WorkerGroup, number: int) -> Finished | Refused:
+    """What became of a job; its progress has to rise by blocks until then."""
+    deadline, frames = time.monotonic() + WAIT_S, 0
+    while time.monotonic() < deadline:
+        event = group.next_event(1.0)
+        if isinstance(event, Progress) and event.number == number:
+            assert frames < event.frames <= frames + FRAMES_PER_BLOCK
+            frames = event.frames
+        if isinstance(event, Finished | Refused) and event.number == number:
+            return event
+    raise AssertionError(f"job {number} did not end")
+
+
+def wait_for_progress(group: WorkerGroup, number: int) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while time.monotonic() < deadline:
+        event = group.next_event(1.0)
+        if isinstance(event, Progress) and event.number == number:
+            return
+    raise AssertionError(f"job {number} did not begin")
+
+
+def until_it_ends(group: WorkerGroup) -> None:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        group.next_event(1.0)
+
+
+def pids(group: WorkerGroup) -> list[int]:
+    """Process of each rank."""
+    return [process.pid for process in group._processes]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def none_runs(ranks: list[int], within_s: float = 10.0) -> bool:
+    deadline = time.monotonic() + within_s
+    while any(map(is_running, ranks)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not any(map(is_running, ranks))
+
+
+def resident_mib(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
+    return int(line.split()[1]) / 1024
+
+
+@contextmanager
+def running(group: WorkerGroup) -> Iterator[WorkerGroup]:
+    """A group that ends at once at the end of a test, whatever it does."""
+    try:
+        yield group
+    finally:
+        group.kill()

@@ -1,0 +1,93 @@
+"""Stages in processes of their own make bitwise the latents that one device makes.
+
+Each pipeline is started once and serves all jobs of its tests, as a worker group does.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import pytest
+
+from tests.distributed.pipeline_ranks import Case, MediaEnd, pipeline_of
+
+pytestmark = pytest.mark.timeout(180)
+
+numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="module", params=[1, 2, 3, 4], ids=lambda count: f"K{count}")
+def media(request: pytest.FixtureRequest) -> Iterator[MediaEnd]:
+    with pipeline_of(request.param) as started:
+        yield started
+
+
+def case(**changed: object) -> Case:
+    return Case(next(numbers), **changed)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 4])
+def test_any_number_of_steps_gives_bitwise_the_latents_of_one_device(
+    media: MediaEnd, num_steps: int
+) -> None:
+    # More blocks than the speech sent ahead, rings that wrap, a refresh.
+    job = case(num_steps=num_steps, num_blocks=11 if num_steps < 3 else 8)
+    media.render([job])
+    assert job.is_made_bitwise()
+
+
+@pytest.mark.parametrize("side", [(4, 12), (10, 6)], ids=["wide", "tall"])
+def test_frames_of_any_shape_give_bitwise_the_latents_of_one_device(
+    media: MediaEnd, side: tuple[int, int]
+) -> None:
+    job = case(side=side, num_blocks=5, window=1, num_steps=3)
+    media.render([job])
+    assert job.is_made_bitwise()
+
+
+@pytest.mark.parametrize(("num_blocks", "window"), [(1, 1), (2, 1), (4, 4), (7, 3)])
+def test_short_videos_and_whole_clips_give_bitwise_the_latents_of_one_device(
+    media: MediaEnd, num_blocks: int, window: int
+) -> None:
+    job = case(num_blocks=num_blocks, window=window)
+    media.render([job])
+    assert job.is_made_bitwise()
+
+
+def test_three_unlike_jobs_in_a_row_are_each_bitwise_their_own(media: MediaEnd) -> None:
+    jobs = [
+        case(num_blocks=5, num_steps=3),
+        case(num_blocks=2, side=(4, 6), window=1),
+        case(num_blocks=6, window=3, num_steps=2),
+    ]
+    media.render(jobs, at_once=3)
+    assert [job.is_made_bitwise() for job in jobs] == [True] * 3
+
+
+def test_a_cancelled_job_ends_with_whole_blocks_and_the_next_is_untouched(media: MediaEnd) -> None:
+    long, after = case(num_blocks=200), case(num_blocks=4)
+    media.begin(long)
+    while len(long.made) < 2:
+        media.take()
+    media.cancel(long)
+    media.begin(after)
+    while media.open:
+        media.take()
+    assert long.ended
+    assert 2 <= len(long.made) < 60
+    assert long.is_bitwise()
+    assert after.is_made_bitwise()
+
+
+def test_jobs_that_are_cancelled_as_they_begin_end_too(media: MediaEnd) -> None:
+    for _ in range(5):
+        job = case(num_blocks=50)
+        media.begin(job)
+        media.cancel(job)
+        while not job.ended:
+            media.take()
+        assert len(job.made) < 50
+    after = case(num_blocks=3)
+    media.render([after])
+    assert after.is_made_bitwise()
