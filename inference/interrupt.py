@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import sys
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -40,4 +40,5 @@ class StopRequest:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        sys.stderr.write("\nstopping after this block; interrupt again to stop at once\n")
+        # Not through sys.stderr, which the interrupted code may be writing to.
+        os.write(2, b"\nstopping at the next block; interrupt again to stop at once\n")

@@ -71,11 +71,7 @@ class _OpenJob:
 def _begin_video(job: RenderJob) -> SpokenVideo:
     height, width = job.portrait_HWC.shape[:2]
     sound = open_soundtrack(job.soundtrack, mix=job.mix)
-    try:
-        return SpokenVideo(job.live_path, sound, width, height)
-    except LiveAvatarError:
-        sound.close()
-        raise
+    return SpokenVideo(job.live_path, sound, width, height)
 
 
 class MediaRank:
@@ -270,7 +266,7 @@ class MediaRank:
     def _end(self, opened: _OpenJob) -> None:
         self._write_frames(opened)
         try:
-            opened.video.__exit__(None, None, None)
+            opened.video.close()
         except MediaError as error:
             self._give_up(opened, error)
         del self._open[opened.job.number]

@@ -32,9 +32,13 @@ class SpokenVideo:
 
     def __init__(self, live_path: Path, soundtrack: Soundtrack, width: int, height: int) -> None:
         self._sound = soundtrack
-        self._writer = LiveVideoWriter(
-            live_path, width=width, height=height, fps=FPS, sample_rate_hz=SOUNDTRACK_RATE_HZ
-        )
+        try:
+            self._writer = LiveVideoWriter(
+                live_path, width=width, height=height, fps=FPS, sample_rate_hz=SOUNDTRACK_RATE_HZ
+            )
+        except BaseException:
+            soundtrack.close()
+            raise
 
     @property
     def num_frames(self) -> int:
@@ -47,6 +51,11 @@ class SpokenVideo:
         wanted = round(until_s * SOUNDTRACK_RATE_HZ) - self._writer.num_samples
         self._writer.append(frames_THWC, self._sound.read(wanted))
 
+    def close(self) -> None:
+        """Finish the file; MediaError when it cannot be written."""
+        self._sound.close()
+        self._writer.close()
+
     def __enter__(self) -> SpokenVideo:
         return self
 
@@ -56,8 +65,8 @@ class SpokenVideo:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._sound.close()
         if kind is None:
-            self._writer.close()
+            self.close()
         else:
+            self._sound.close()
             self._writer.abort()
