@@ -51,8 +51,9 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Studio:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def folders() -> Iterator[Path]:
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Where groups make their folders; short, as a socket's path has to be."""
+    tmp_path_factory.getbasetemp()  # made now, or it would be made in here and go with it
     with (
         tempfile.TemporaryDirectory(prefix="groups-") as name,
         pytest.MonkeyPatch.context() as patch,
