@@ -138,11 +138,16 @@ def normalise_waveform(samples_N: npt.NDArray[np.float32]) -> Tensor:
 
     Returns:
         (x - mean) / sqrt(variance + 1e-7), float32 on the CPU, with the population variance. One
-        copy is made, whatever the length.
+        copy is made, whatever the length. The numbers do not depend on how many threads there
+        are, so that every process makes the same video of the same speech.
     """
-    waveform_N = torch.tensor(samples_N, dtype=torch.float32)
-    variance, mean = torch.var_mean(waveform_N, correction=0)
-    return waveform_N.sub_(mean).div_(torch.sqrt(variance + 1e-7))
+    waveform_N = np.array(samples_N, dtype=np.float32)
+    mean = waveform_N.mean(dtype=np.float64)
+    waveform_N -= np.float32(mean)
+    minutes = np.array_split(waveform_N, waveform_N.size // (60 * SAMPLE_RATE_HZ) + 1)
+    power = sum(float(np.square(part, dtype=np.float64).sum()) for part in minutes)
+    waveform_N /= np.float32(math.sqrt(power / waveform_N.size + 1e-7))
+    return torch.from_numpy(waveform_N)
 
 
 def hidden_states(
