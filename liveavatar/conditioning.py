@@ -94,7 +94,9 @@ def encode_conditions(
 def encode_portrait(encoder: Encoder, portrait_HWC: npt.NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
     """Encode a portrait, uint8 RGB, to the reference (C, 1, H, W) and the motion (C, 19, H, W)."""
     image_CHW = torch.tensor(portrait_HWC).permute(2, 0, 1).float() / 255 * 2 - 1
-    return encode_still(encoder, image_CHW, 1), encode_still(encoder, image_CHW, MOTION_FRAMES)
+    # Contiguous, as they are behind a link between ranks.
+    reference_CFHW = encode_still(encoder, image_CHW, 1).contiguous()
+    return reference_CFHW, encode_still(encoder, image_CHW, MOTION_FRAMES).contiguous()
 
 
 @torch.no_grad()

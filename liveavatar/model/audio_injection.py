@@ -93,8 +93,10 @@ class AudioEncoder(nn.Module):
             streams = F.silu(normed).transpose(1, 2)
         tokens_KFD = streams.transpose(1, 2)
         padding_1FD = self.padding_token.expand(1, tokens_KFD.shape[1], -1)
-        local_FKD = torch.cat([tokens_KFD[:-1], padding_1FD]).transpose(0, 1)
-        return BlockAudio(local_FKD, self.final_linear(tokens_KFD[-1]))
+        # Contiguous, as it is behind a link between ranks: in bfloat16 a product of a transposed
+        # view is rounded otherwise, and a group would not make the video of one device.
+        local_FKD = torch.cat([tokens_KFD[:-1], padding_1FD]).transpose(0, 1).contiguous()
+        return BlockAudio(local_FKD, self.final_linear(tokens_KFD[-1]).contiguous())
 
     def encode_block(self, mixed_AV: Tensor) -> BlockAudio:
         """Encode the mixed features (A, V) of one block; earlier speech is not seen."""

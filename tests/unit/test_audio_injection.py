@@ -150,3 +150,15 @@ def test_a_latent_frame_hears_its_own_speech_only(injection: AudioInjection, fra
     for other in (BlockAudio(local, audio.global_FD), BlockAudio(audio.local_FKD, whole)):
         changed = (injection(hidden, injection.prepare(other)) != ours).any(dim=1)
         assert changed.tolist() == [index // 4 == frame for index in range(12)]
+
+
+def test_encoded_speech_lies_in_memory_as_it_does_behind_a_link() -> None:
+    torch.manual_seed(0)
+    encoder = AudioEncoder(3, 8, 16, 4)
+    for parameter in encoder.parameters():
+        torch.nn.init.normal_(parameter)
+    with torch.no_grad():
+        audio = encoder.encode_block(torch.randn(8, 12))
+    # Products of bfloat16 round by memory layout: both sides of a link must have the same.
+    for tensor in (audio.local_FKD, audio.global_FD):
+        assert tensor.is_contiguous()
