@@ -15,9 +15,9 @@ from tqdm import tqdm
 from inference.interrupt import StopRequest
 from inference.video_job import VideoJob
 from liveavatar.conditioning import Conditions, Encoders, encode_conditions
+from liveavatar.engine.group import WorkerGroup
 from liveavatar.engine.messages import Finished, GroupSpec, Refused, RenderJob
 from liveavatar.engine.messages import Progress as Progressed
-from liveavatar.engine.supervisor import WorkerGroup
 from liveavatar.errors import MediaError
 from liveavatar.host_memory import release_freed_memory
 from liveavatar.media.soundtrack import open_soundtrack
@@ -133,10 +133,11 @@ def render_in_group(job: VideoJob, started: float) -> Progress:
     """Render in a worker group of this command's own: pipeline stages and a media rank."""
     progress = Progress()
     with WorkerGroup(_group_spec(job)) as group, _progress_bar(job) as bar, StopRequest() as stop:
+        group.wait_until_ready()
         group.submit(_render_job(job))
         while True:
             event = group.next_event(timeout_s=0.2)
-            if isinstance(event, Progressed):
+            if isinstance(event, Progressed) and event.frames:
                 progress.update(event.frames, bar, started)
             elif isinstance(event, Finished):
                 progress.stopped = event.cancelled

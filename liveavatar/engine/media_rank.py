@@ -139,6 +139,7 @@ class MediaRank:
     @torch.no_grad()
     def _encode_jobs(self) -> None:
         while (job := self._submitted.get()) is not None:
+            self._report(Progress(job.number, 0, "preparing"))
             try:
                 conditions = encode_conditions(
                     self.networks.encoders,
@@ -255,7 +256,7 @@ class MediaRank:
         except MediaError as error:
             self._give_up(opened, error)
             return
-        self._report(Progress(opened.job.number, opened.video.num_frames))
+        self._report(Progress(opened.job.number, opened.video.num_frames, "rendering"))
 
     def _give_up(self, opened: _OpenJob, error: MediaError) -> None:
         """Refuse a job whose file cannot be written, as on a full disk; others may have room."""
@@ -265,6 +266,7 @@ class MediaRank:
 
     def _end(self, opened: _OpenJob) -> None:
         self._write_frames(opened)
+        self._report(Progress(opened.job.number, opened.video.num_frames, "finishing"))
         try:
             opened.video.close()
         except MediaError as error:

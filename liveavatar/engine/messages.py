@@ -2,13 +2,15 @@
 
 supervisor -> media rank    Submit, Cancel
 supervisor -> every rank    Stop
-rank -> supervisor          Ready, Progress, Finished, Refused, Failed
+rank -> supervisor          Loading, Ready, RankStatus, Failed
+media rank -> supervisor    Progress, Finished, Refused
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -108,11 +110,58 @@ class Ready:
 
 
 @dataclass(frozen=True)
+class Loading:
+    """A rank has read so many of the bytes of its weights."""
+
+    rank: int
+    done_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True)
+class RankStatus:
+    """How a rank is, about once a second.
+
+    Attributes:
+        rank: which.
+        role: "stage 0", "stage 1", ... or "media".
+        device: such as "cpu" or "cuda:2".
+        layers: first and last transformer layer it holds, None on the media rank.
+        memory_bytes: what it holds now: of its GPU as torch counts, or resident on the CPU.
+        peak_bytes: the most it held.
+        memory_limit_bytes: what it may hold; 0 where nothing limits it.
+        busy_share: share of the time since the last report in which it worked, 0..1.
+        item: what it works on, such as "block 12 step 3"; empty when it waits.
+    """
+
+    rank: int
+    role: str
+    device: str
+    layers: tuple[int, int] | None
+    memory_bytes: int
+    peak_bytes: int
+    memory_limit_bytes: int
+    busy_share: float
+    item: str
+
+
+Stage = Literal["preparing", "rendering", "finishing"]
+
+
+@dataclass(frozen=True)
 class Progress:
-    """So many frames of a job are in its file."""
+    """So many frames of a job are in its file.
+
+    Attributes:
+        number: of the job.
+        frames: frames in its file.
+        stage: "preparing" while its inputs are encoded, "rendering" while blocks are made,
+            "finishing" when all are made and the file is closed.
+    """
 
     number: int
     frames: int
+    stage: Stage
 
 
 @dataclass(frozen=True)
@@ -139,3 +188,7 @@ class Failed:
     rank: int
     reason: str
     trace: str
+
+
+Event = Loading | Ready | RankStatus | Progress | Finished | Refused | Failed
+"""What `next_event` of a group gives."""

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from liveavatar.config import FRAMES_PER_BLOCK, SamplingConfig
+from liveavatar.engine.group import WorkerGroup
 from liveavatar.engine.messages import Finished, GroupSpec, Progress, Refused, RenderJob
-from liveavatar.engine.supervisor import WorkerGroup
 from liveavatar.media.speech import load_speech
 from liveavatar.timeline import make_timeline
 from tests.unit.sound_material import pcm, voice
@@ -63,13 +63,20 @@ class Studio:
         return replace(job, timeline=make_timeline(job.sampling, 600 * 16_000))
 
 
+def started(built: GroupSpec) -> WorkerGroup:
+    """A group that is ready."""
+    group = WorkerGroup(built)
+    group.wait_until_ready(WAIT_S)
+    return group
+
+
 def outcome(group: WorkerGroup, number: int) -> Finished | Refused:
     """What became of a job; its progress has to rise by blocks until then."""
     deadline, frames = time.monotonic() + WAIT_S, 0
     while time.monotonic() < deadline:
         event = group.next_event(1.0)
         if isinstance(event, Progress) and event.number == number:
-            assert frames < event.frames <= frames + FRAMES_PER_BLOCK
+            assert frames <= event.frames <= frames + FRAMES_PER_BLOCK
             frames = event.frames
         if isinstance(event, Finished | Refused) and event.number == number:
             return event
@@ -80,7 +87,7 @@ def wait_for_progress(group: WorkerGroup, number: int) -> None:
     deadline = time.monotonic() + WAIT_S
     while time.monotonic() < deadline:
         event = group.next_event(1.0)
-        if isinstance(event, Progress) and event.number == number:
+        if isinstance(event, Progress) and event.number == number and event.frames:
             return
     raise AssertionError(f"job {number} did not begin")
 

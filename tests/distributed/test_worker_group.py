@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from liveavatar.engine.group import WorkerGroup
 from liveavatar.engine.messages import Finished, Refused, RenderJob
-from liveavatar.engine.supervisor import WorkerGroup
 from liveavatar.errors import DeadlineError, WorkerDiedError
 from liveavatar.media.live_file import measure_live_file
 from liveavatar.random_checkpoint import write_checkpoint
@@ -28,6 +28,7 @@ from tests.distributed.rendering import (
     resident_mib,
     running,
     spec,
+    started,
     until_it_ends,
     wait_for_progress,
 )
@@ -65,7 +66,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def resident(tiny: Path) -> Iterator[WorkerGroup]:
     """One group for all tests that do not end it; it has to leave by itself."""
-    group = WorkerGroup(spec(tiny))
+    group = started(spec(tiny))
     with running(group):
         yield group
         group.close()
@@ -206,17 +207,17 @@ def test_a_running_group_leaves_nothing_in_its_folder(resident: WorkerGroup, fol
 def test_a_killed_rank_is_named_and_takes_the_group_with_it(
     tiny: Path, studio: Studio, folders: Path, num_stages: int, victim: int, rendering: bool
 ) -> None:
-    with running(WorkerGroup(spec(tiny, num_stages))) as group:
+    with running(started(spec(tiny, num_stages))) as group:
         ranks = pids(group)
         if rendering:
             job = studio.long_job()
             group.submit(job)
             wait_for_progress(group, job.number)
         os.kill(ranks[victim], signal.SIGKILL)
-        started = time.monotonic()
+        began = time.monotonic()
         with pytest.raises(WorkerDiedError, match=f"^rank {victim} was killed by signal 9$"):
             until_it_ends(group)
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - began < 10
         group.kill()
         assert none_runs(ranks, within_s=0)
         with pytest.raises(WorkerDiedError):
@@ -227,17 +228,17 @@ def test_a_killed_rank_is_named_and_takes_the_group_with_it(
 
 
 def test_ranks_that_are_not_ready_in_time_are_named_and_ended(tiny: Path, folders: Path) -> None:
-    started = time.monotonic()
+    began = time.monotonic()
     with pytest.raises(DeadlineError, match=r"^ranks 0, 1, 2 were not ready in 1 s$"):
-        WorkerGroup(spec(tiny), start_timeout_s=1)
-    assert time.monotonic() - started < 10
+        WorkerGroup(spec(tiny)).wait_until_ready(1)
+    assert time.monotonic() - began < 10
     assert not list(folders.glob("liveavatar-*"))
 
 
 def test_a_rank_that_cannot_load_says_why(tiny: Path, folders: Path) -> None:
     broken = replace(spec(tiny, num_stages=1), checkpoint=tiny / "gone")
     with pytest.raises(WorkerDiedError, match=r"^rank [01] failed: .*gone"):
-        WorkerGroup(broken)
+        started(broken)
     assert not list(folders.glob("liveavatar-*"))
 
 
@@ -259,17 +260,15 @@ def test_ranks_end_when_their_supervisor_is_killed(tiny: Path, tmp_path: Path, r
         f"""
         import sys, time
         from pathlib import Path
-        from liveavatar.engine import supervisor
+        from liveavatar.engine.group import WorkerGroup
         from tests.distributed.rendering import pids, spec
 
-        def tell(group, *_):
+        if __name__ == "__main__":
+            group = WorkerGroup(spec(Path({str(tiny)!r}), num_stages=1))
+            if {ready}:
+                group.wait_until_ready()
             print(*pids(group), flush=True)
             time.sleep(100)
-
-        if __name__ == "__main__":
-            if not {ready}:
-                supervisor.WorkerGroup._wait_until_ready = tell
-            tell(supervisor.WorkerGroup(spec(Path({str(tiny)!r}), num_stages=1)))
         """,
         tmp_path,
     )
@@ -288,11 +287,11 @@ def test_a_script_without_a_main_guard_fails_and_starts_no_ranks_of_ranks(
         f"""
         import tempfile
         from pathlib import Path
-        from liveavatar.engine.supervisor import WorkerGroup
+        from liveavatar.engine.group import WorkerGroup
         from tests.distributed.rendering import spec
 
         tempfile.tempdir = {str(folders)!r}
-        WorkerGroup(spec(Path({str(tiny)!r}), num_stages=1))
+        WorkerGroup(spec(Path({str(tiny)!r}), num_stages=1)).wait_until_ready()
         """,
         tmp_path,
     )

@@ -33,6 +33,7 @@ WITHOUT_TORCH = [f"liveavatar.{leaf}" for leaf in LEAVES] + sorted(
     for path in (ROOT / "liveavatar" / folder).rglob("*.py")
     if path.stem != "__main__"
 )
+WITHOUT_TORCH += [f"liveavatar.engine.{name}" for name in ("group", "messages")]
 
 
 def imported_names(source: str) -> Iterator[str]:

@@ -1,57 +1,120 @@
-"""Start the ranks, hand them jobs, notice at once when one of them ends.
+"""The worker group as its owner sees it: start the ranks, hand them jobs, hear what happens.
 
-No torch here: the supervisor lives in the web server's process or in the command line's.
+No torch here: the owner is the web server's supervisor or the command line. A rank imports torch in
+its own process.
 """
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
-from liveavatar.engine.messages import Cancel, Failed, GroupSpec, Ready, RenderJob, Stop, Submit
+from liveavatar.engine.messages import (
+    Cancel,
+    Event,
+    Failed,
+    GroupSpec,
+    Ready,
+    RenderJob,
+    Stop,
+    Submit,
+)
 from liveavatar.errors import DeadlineError, EngineError, WorkerDiedError
 
-_STOP_S = 10.0
+STOP_S = 10.0
+"""Seconds that ranks get to end by themselves."""
+
 _LAST_WORDS_S = 1.0
 
 
-class WorkerGroup:
-    """The resident ranks of one machine.
+class Group(Protocol):
+    """What renders jobs: a worker group, or one that stands in for it where there is no torch.
 
-    To be used in a `with` block; leaving it ends every rank, whatever they do.
+    Made without waiting. It takes jobs at once and renders them, in order, when it is ready.
+    """
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether every rank has said Ready, as far as `next_event` was called."""
+
+    def submit(self, job: RenderJob) -> None:
+        """Queue a job behind those submitted before it; WorkerDiedError when the group is gone."""
+
+    def cancel(self, number: int) -> None:
+        """Stop a job; its file keeps the blocks that are finished. As `submit` when gone."""
+
+    def next_event(self, timeout_s: float) -> Event | None:
+        """Wait for the next report; None when none came in time.
+
+        Raises:
+            WorkerDiedError: a rank failed or ended; names it and says why. The group is to be
+                killed then.
+        """
+
+    def close(self, timeout_s: float = STOP_S) -> None:
+        """Let the jobs at hand finish, for so long at most, then end."""
+
+    def kill(self) -> None:
+        """End now; does nothing twice."""
+
+
+class WorkerGroup:
+    """The resident ranks of one machine; a `Group`.
+
+    Making it starts the ranks and returns at once; they load, connect and say Ready. Leaving it as
+    a `with` block ends every rank, whatever they do.
 
     Args:
         spec: what to build; its `folder` is replaced by a private one of this group.
-        start_timeout_s: deadline for all ranks to be ready.
-
-    Raises:
-        WorkerDiedError: a rank ended while starting; the message names it and says why.
-        DeadlineError: a rank was not ready in time.
     """
 
-    def __init__(self, spec: GroupSpec, start_timeout_s: float = 600.0) -> None:
+    def __init__(self, spec: GroupSpec) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="liveavatar-"))
         self.spec = replace(spec, folder=self._folder)
         self._pipes: list[Connection] = []
         self._processes: list[Any] = []
+        self._starting = set(range(spec.world_size))
         self._sending = threading.Lock()
+        # Before the handler of multiprocessing, which would wait for ranks that finish their jobs.
+        atexit.register(self.kill)
         try:
             self._spawn()
-            self._wait_until_ready(start_timeout_s)
         except BaseException:
             self.kill()
             raise
-        shutil.rmtree(self._folder)  # all sockets are connected; nothing stays if we are killed
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether every rank has said Ready, as far as `next_event` was called."""
+        return not self._starting and bool(self._pipes)
+
+    def wait_until_ready(self, timeout_s: float = 600.0) -> None:
+        """Wait until every rank has loaded and is connected; what else they report is dropped.
+
+        Raises:
+            WorkerDiedError: a rank ended while starting; names it and says why. The group is ended.
+            DeadlineError: a rank was not ready in time. The group is ended.
+        """
+        deadline = time.monotonic() + timeout_s
+        try:
+            while not self.is_ready:
+                self.next_event(max(0.0, deadline - time.monotonic()))
+                if time.monotonic() >= deadline and self._starting:
+                    ranks = ", ".join(map(str, sorted(self._starting)))
+                    raise DeadlineError(f"ranks {ranks} were not ready in {timeout_s:.0f} s")
+        except BaseException:
+            self.kill()
+            raise
 
     def submit(self, job: RenderJob) -> None:
         """Queue a job behind those submitted before it; from any thread."""
@@ -61,37 +124,33 @@ class WorkerGroup:
         """Stop a job; its file keeps the blocks that are finished. From any thread."""
         self._send(self.spec.media_rank, Cancel(number))
 
-    def events(self, timeout_s: float) -> Iterator[object]:
-        """Yield what the ranks report, until nothing came for `timeout_s`.
+    def next_event(self, timeout_s: float) -> Event | None:
+        """Wait for the next report; None when none came in time.
+
+        Ranks wait when too many reports are left lying; call it again and again.
 
         Raises:
             WorkerDiedError: a rank failed or ended; names it and says why.
-        """
-        while (message := self.next_event(timeout_s)) is not None:
-            yield message
-
-    def next_event(self, timeout_s: float) -> object | None:
-        """Wait for the next report; None when none came in time. WorkerDiedError as `events`.
-
-        Ranks wait when too many reports are left lying; call it again and again.
         """
         if not self._pipes:
             raise WorkerDiedError("the worker group has ended; start another")
         broken = []
         for pipe in _with_news(self._pipes, timeout_s):
             try:
-                message: object = pipe.recv()
+                message: Event = pipe.recv()
             except (EOFError, OSError):
                 broken.append(self._pipes.index(pipe))
                 continue
             if isinstance(message, Failed):
                 raise self._first_cause(message)
+            if isinstance(message, Ready):
+                self._note_ready(message.rank)
             return message
         if broken:
             raise self._death_of(broken[0])
         return None
 
-    def close(self, timeout_s: float = _STOP_S) -> None:
+    def close(self, timeout_s: float = STOP_S) -> None:
         """Let the jobs at hand finish, then end the ranks; kill those that do not in time."""
         with suppress(WorkerDiedError):
             self._send(self.spec.media_rank, Stop())
@@ -106,11 +165,12 @@ class WorkerGroup:
             if process.is_alive():
                 process.kill()
         for process in self._processes:
-            process.join(_STOP_S)
+            process.join(STOP_S)
         for pipe in self._pipes:
             pipe.close()
         self._pipes = []
         shutil.rmtree(self._folder, ignore_errors=True)
+        atexit.unregister(self.kill)
 
     def __enter__(self) -> WorkerGroup:
         return self
@@ -127,29 +187,21 @@ class WorkerGroup:
             self.kill()
 
     def _spawn(self) -> None:
-        from liveavatar.engine.worker import worker_main
-
         context = multiprocessing.get_context("spawn")
         for rank in range(self.spec.world_size):
             ours, theirs = context.Pipe()
             process = context.Process(
-                target=worker_main, args=(rank, self.spec, theirs), name=f"rank {rank}", daemon=True
+                target=_run_rank, args=(rank, self.spec, theirs), name=f"rank {rank}", daemon=True
             )
             process.start()
             theirs.close()  # so that the pipe breaks when the rank ends
             self._pipes.append(ours)
             self._processes.append(process)
 
-    def _wait_until_ready(self, timeout_s: float) -> None:
-        deadline = time.monotonic() + timeout_s
-        missing = set(range(self.spec.world_size))
-        while missing:
-            message = self.next_event(max(0.0, deadline - time.monotonic()))
-            if message is None:
-                ranks = ", ".join(map(str, sorted(missing)))
-                raise DeadlineError(f"ranks {ranks} were not ready in {timeout_s:.0f} s")
-            if isinstance(message, Ready):
-                missing.discard(message.rank)
+    def _note_ready(self, rank: int) -> None:
+        self._starting.discard(rank)
+        if not self._starting:
+            shutil.rmtree(self._folder, ignore_errors=True)  # all sockets are connected
 
     def _send(self, rank: int, message: object) -> None:
         try:
@@ -178,7 +230,7 @@ class WorkerGroup:
         return WorkerDiedError(f"rank {cause.rank} failed: {cause.reason}")
 
     def _death_of(self, rank: int) -> EngineError:
-        code = self._exit_code(rank, time.monotonic() + _STOP_S)
+        code = self._exit_code(rank, time.monotonic() + STOP_S)
         if code is None:
             return WorkerDiedError(f"rank {rank} broke its pipe, yet does not end")
         if code < 0:
@@ -190,6 +242,13 @@ class WorkerGroup:
         self._processes[rank].join(max(0.0, deadline - time.monotonic()))
         code: int | None = self._processes[rank].exitcode
         return code
+
+
+def _run_rank(rank: int, spec: GroupSpec, pipe: Connection) -> None:
+    """Run a rank; here, so that the owner's process needs no torch to name it."""
+    from liveavatar.engine.worker import worker_main
+
+    worker_main(rank, spec, pipe)
 
 
 def _with_news(pipes: list[Connection], timeout_s: float) -> list[Connection]:
