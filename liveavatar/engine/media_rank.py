@@ -25,7 +25,7 @@ from liveavatar.media.spoken_video import SpokenVideo
 from liveavatar.model.denoiser import TokenGrid
 from liveavatar.model.transformer import ConditionEmbedder
 from liveavatar.model.vae import Decoder
-from liveavatar.parallel.stage import (
+from liveavatar.parallel.messages import (
     BlockSpeech,
     FinishedBlock,
     JobCancel,

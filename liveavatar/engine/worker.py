@@ -22,7 +22,9 @@ from liveavatar.engine.media_rank import MediaNetworks, MediaRank
 from liveavatar.engine.messages import Cancel, Failed, GroupSpec, Ready, Stop, Submit
 from liveavatar.errors import EngineError, LiveAvatarError
 from liveavatar.model.checkpoint import Placement, open_checkpoint
-from liveavatar.parallel.stage import Stage, StageLinks, StagePlan, stage_links
+from liveavatar.parallel.conductor import serve
+from liveavatar.parallel.links import links_of_stage, stage_links
+from liveavatar.parallel.stage import Stage, StagePlan
 from liveavatar.parallel.transfer import connect
 
 EXIT_ORPHANED = 3
@@ -75,16 +77,10 @@ def _serve_stage(rank: int, spec: GroupSpec, pipe: Connection, report: Report) -
     )
     checkpoint = open_checkpoint(spec.checkpoint, spec.adapter)
     transformer = checkpoint.load_transformer(where, spec.stages[rank])
-    links = StageLinks(
-        media=receivers[f"media-{rank}"],
-        previous=receivers.get(f"{rank - 1}-{rank}"),
-        following=senders.get(f"{rank}-{rank + 1}"),
-        velocities=senders.get("velocities") or receivers.get("velocities"),
-        latents=senders.get("latents"),
-    )
+    links = links_of_stage(rank, senders, receivers)
     stage = Stage(transformer, StagePlan(rank, num_stages, spec.timeout_s), links)
     report(Ready(rank, time.monotonic() - started))
-    stage.serve()
+    serve(stage)
     for sender in senders.values():
         sender.close()
 

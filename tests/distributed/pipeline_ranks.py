@@ -17,19 +17,18 @@ from liveavatar.conditioning import Conditions
 from liveavatar.config import FRAMES_PER_BLOCK
 from liveavatar.model.denoiser import TokenGrid
 from liveavatar.model.transformer import ConditionEmbedder
-from liveavatar.parallel.split import split_layers
-from liveavatar.parallel.stage import (
+from liveavatar.parallel.conductor import serve
+from liveavatar.parallel.links import links_of_stage, stage_links
+from liveavatar.parallel.messages import (
     BlockSpeech,
     FinishedBlock,
     JobCancel,
     JobEnd,
     JobOpen,
     Shutdown,
-    Stage,
-    StageLinks,
-    StagePlan,
-    stage_links,
 )
+from liveavatar.parallel.split import split_layers
+from liveavatar.parallel.stage import Stage, StagePlan
 from liveavatar.parallel.transfer import Receiver, Sender, connect
 from liveavatar.parallel.wavefront import Pipeline
 from liveavatar.random_checkpoint import TINY
@@ -112,16 +111,10 @@ def serve_stage(
 ) -> Stage:
     """Serve until Shutdown, then close the links."""
     senders, receivers = ends
-    links = StageLinks(
-        media=receivers[f"media-{index}"],
-        previous=receivers.get(f"{index - 1}-{index}"),
-        following=senders.get(f"{index}-{index + 1}"),
-        velocities=senders.get("velocities") or receivers.get("velocities"),
-        latents=senders.get("latents"),
-    )
+    links = links_of_stage(index, senders, receivers)
     stage = Stage(transformer, StagePlan(index, num_stages, WAIT_S), links)
     try:
-        stage.serve()
+        serve(stage)
     finally:
         for sender in senders.values():
             sender.close()
