@@ -6,6 +6,9 @@ LiveAvatarError
 ├── MediaError             a portrait, a sound or a video file cannot be read or written
 ├── CheckpointError        a weight file is missing, damaged or of another shape
 ├── JobError               a job cannot make the change of state that was asked
+│   ├── UnknownJobError    there is no such job
+│   ├── QueueFullError     no more jobs are taken now
+│   └── LeaseLostError     the job was taken from the worker that reports on it
 └── EngineError            the machinery failed, not the input
     ├── WorkerDiedError    a rank ended before its work did
     ├── DeadlineError      a wait ran out of time
@@ -38,6 +41,18 @@ class CheckpointError(LiveAvatarError):
 
 class JobError(LiveAvatarError):
     """A job cannot make the change of state that was asked."""
+
+
+class UnknownJobError(JobError):
+    """There is no such job."""
+
+
+class QueueFullError(JobError):
+    """No more jobs are taken now."""
+
+
+class LeaseLostError(JobError):
+    """The job was taken from the worker that reports on it."""
 
 
 class EngineError(LiveAvatarError):

@@ -1,0 +1,129 @@
+"""Files of the jobs: a folder for each, and uploads on their way to become one.
+
+    <data>/jobs/<job id>/portrait.<ext>  speech.<ext>  live.mp4  video.mp4  thumbnail.jpg
+    <data>/uploads/<random>/...
+
+No name in here comes from a user: folders are named by job id, files by their part, and an ending
+only by what the file's first bytes say it is.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from liveavatar.errors import JobError, UnknownJobError
+from liveavatar.media.upload import HEAD_BYTES, sniff
+
+_JOB_ID = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True)
+class JobFolder:
+    """The files of one job; any of them may be missing yet."""
+
+    path: Path
+
+    @property
+    def live(self) -> Path:
+        """The growing video."""
+        return self.path / "live.mp4"
+
+    @property
+    def video(self) -> Path:
+        """The finished video; it appears whole."""
+        return self.path / "video.mp4"
+
+    @property
+    def thumbnail(self) -> Path:
+        """A small JPEG of the video."""
+        return self.path / "thumbnail.jpg"
+
+    def file(self, name: str) -> Path:
+        """An input, by the name the job holds."""
+        return self.path / name
+
+    def clear_results(self) -> None:
+        """Remove what an earlier attempt made; who reads it still holds the old file."""
+        for path in (self.live, self.video, self.thumbnail):
+            path.unlink(missing_ok=True)
+
+
+class Spool:
+    """The data folder.
+
+    Args:
+        root: folder to use; made when it is not there.
+
+    Raises:
+        JobError: it cannot be made or written.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._jobs, self._uploads = root / "jobs", root / "uploads"
+        try:
+            for folder in (root, self._jobs, self._uploads):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            probe = self._uploads / f".{secrets.token_hex(8)}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise JobError(
+                f"data folder '{root}' cannot be used: {str(error.strerror).lower()}; "
+                "choose another with --data-dir"
+            ) from None
+
+    def job(self, job_id: str) -> JobFolder:
+        """The folder of a job, made or not; UnknownJobError when the id is none."""
+        if not _JOB_ID.fullmatch(job_id):
+            raise UnknownJobError(f"there is no job {job_id[:40]!r}")
+        return JobFolder(self._jobs / job_id)
+
+    def new_upload(self) -> Path:
+        """Make a private folder for one upload; `adopt` or `discard` it."""
+        folder = self._uploads / secrets.token_hex(16)
+        folder.mkdir(mode=0o700)
+        return folder
+
+    def adopt(self, upload: Path, job_id: str) -> JobFolder:
+        """Make an upload's folder a job's, in one step."""
+        folder = self.job(job_id)
+        upload.rename(folder.path)
+        return folder
+
+    def discard(self, upload: Path) -> None:
+        """Remove an upload's folder; does nothing when it is gone."""
+        shutil.rmtree(upload, ignore_errors=True)
+
+    def remove(self, job_id: str) -> None:
+        """Remove a job's folder; does nothing when it is gone."""
+        shutil.rmtree(self.job(job_id).path, ignore_errors=True)
+
+    def sweep_uploads(self) -> int:
+        """Remove uploads that a stopped server left; returns how many.
+
+        Only for a server that begins: uploads of a running one are among them.
+        """
+        left = list(self._uploads.iterdir())
+        for folder in left:
+            with suppress(OSError):
+                shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
+        return len(left)
+
+
+def settled_name(part: str, path: Path) -> str:
+    """Name for an input in a job's folder: its part, and an ending for what it is.
+
+    Args:
+        part: "portrait" or "speech".
+        path: the uploaded file.
+    """
+    with path.open("rb") as file:
+        kind = sniff(file.read(HEAD_BYTES))
+    word = re.search(r"[A-Za-z0-9]+(?= (picture|sound|video)| or )", kind.label) if kind else None
+    return f"{part}.{word[0].lower()}" if word else f"{part}.bin"

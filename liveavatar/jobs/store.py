@@ -1,0 +1,500 @@
+"""Jobs in a database: submitted, claimed with a lease, followed, ended.
+
+SQLite in WAL mode by default, any other database by its URL. Every change of state is one
+conditional update, so that of two workers, or of a worker and a cancelling user, exactly one
+succeeds.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from liveavatar.config import SamplingConfig
+from liveavatar.errors import JobError, LeaseLostError, QueueFullError, UnknownJobError
+from liveavatar.jobs.job import (
+    MAX_ATTEMPTS,
+    Claim,
+    Job,
+    JobSpec,
+    JobState,
+    check_change,
+    states_before,
+)
+from liveavatar.jobs.tables import JOBS, METADATA, WORKERS, open_database
+from liveavatar.media.notes import Note
+
+_SHARE_KEY_LENGTH = 8
+
+
+@dataclass(frozen=True)
+class QueueLimits:
+    """How many jobs may wait or run.
+
+    Attributes:
+        per_owner: of one owner.
+        in_all: of everybody.
+    """
+
+    per_owner: int = 3
+    in_all: int = 50
+
+
+@dataclass(frozen=True)
+class TierSpeed:
+    """What jobs of a tier reached lately; None where there is no measurement."""
+
+    fps: float | None
+    first_frame_s: float | None
+
+
+@dataclass(frozen=True)
+class WorkerState:
+    """What a supervisor last said about its worker group.
+
+    Attributes:
+        worker: its name.
+        updated_at: when, UTC epoch seconds.
+        document: plain values, as `engine/supervisor.py` describes them.
+    """
+
+    worker: str
+    updated_at: float
+    document: Mapping[str, Any]
+
+
+class JobStore:
+    """The jobs of one installation; safe from any thread and from several processes.
+
+    Args:
+        url: database URL, such as "sqlite:////data/jobs.db"; see `sqlite_url`.
+
+    Raises:
+        JobError: the database cannot be opened.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._engine = open_database(url)
+        try:
+            METADATA.create_all(self._engine)
+        except sa.exc.SQLAlchemyError as error:
+            self._engine.dispose()
+            raise JobError(f"the job database cannot be opened: {_one_line(error)}") from None
+        self._reading = self._engine.execution_options(reading=True)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+    def submit(self, spec: JobSpec, limits: QueueLimits, job_id: str | None = None) -> Job:
+        """Queue a job; when this returns, it is on the disk.
+
+        Args:
+            spec: what is asked for.
+            limits: of the queue.
+            job_id: from `new_job_id`, when files were laid down under it before; else a new one.
+
+        Returns:
+            The new job, or the one that this owner submitted under the same idempotency key.
+
+        Raises:
+            QueueFullError: a limit is reached.
+        """
+        values = _columns_of(spec) | {
+            "id": job_id or new_job_id(),
+            "share_token": secrets.token_urlsafe(24),
+            "state": JobState.QUEUED.value,
+            "created_at": time.time(),
+        }
+        values["share_key"] = values["share_token"][:_SHARE_KEY_LENGTH]
+        try:
+            with self._engine.begin() as connection:
+                if (known := self._submitted_before(connection, spec)) is not None:
+                    return known
+                self._require_room(connection, spec.owner, limits)
+                connection.execute(JOBS.insert().values(values))
+        except sa.exc.IntegrityError:
+            # Another process submitted under the same key between the look and the insert.
+            with self._reading.connect() as connection:
+                if (known := self._submitted_before(connection, spec)) is not None:
+                    return known
+            raise
+        return self.get(values["id"])
+
+    def check_room(self, owner: str, limits: QueueLimits) -> None:
+        """Raise QueueFullError when a submission of this owner would be refused now."""
+        with self._reading.connect() as connection:
+            self._require_room(connection, owner, limits)
+
+    def get(self, job_id: str) -> Job:
+        """Return a job; UnknownJobError when there is none."""
+        with self._reading.connect() as connection:
+            row = connection.execute(sa.select(JOBS).where(JOBS.c.id == job_id)).first()
+        if row is None:
+            raise UnknownJobError(f"there is no job {job_id[:40]!r}; it may have been deleted")
+        return _job_of(row)
+
+    def find_shared(self, share_token: str) -> Job:
+        """Return the job with this share token, compared in constant time; UnknownJobError."""
+        with self._reading.connect() as connection:
+            key = share_token[:_SHARE_KEY_LENGTH]
+            rows = connection.execute(sa.select(JOBS).where(JOBS.c.share_key == key)).all()
+        for row in rows:
+            if hmac.compare_digest(row.share_token.encode(), share_token.encode()):
+                return _job_of(row)
+        raise UnknownJobError("this link leads to no video; it may have been deleted")
+
+    def list_jobs(self, owner: str | None = None, limit: int = 100) -> list[Job]:
+        """Return jobs, newest first; of one owner or of all."""
+        query = sa.select(JOBS).order_by(JOBS.c.number.desc()).limit(limit)
+        if owner is not None:
+            query = query.where(JOBS.c.owner == owner)
+        with self._reading.connect() as connection:
+            return [_job_of(row) for row in connection.execute(query)]
+
+    def position(self, job: Job) -> int | None:
+        """Place of a job in the queue, 1 for the next one to be claimed; None if not queued."""
+        if job.state is not JobState.QUEUED:
+            return None
+        query = (
+            sa.select(sa.func.count())
+            .select_from(JOBS)
+            .where(JOBS.c.state == JobState.QUEUED.value, JOBS.c.number < job.number)
+        )
+        with self._reading.connect() as connection:
+            return int(connection.execute(query).scalar_one()) + 1
+
+    def counts(self) -> dict[JobState, int]:
+        """Jobs in each state."""
+        query = sa.select(JOBS.c.state, sa.func.count()).group_by(JOBS.c.state)
+        with self._reading.connect() as connection:
+            found = {JobState(state): int(count) for state, count in connection.execute(query)}
+        return {state: found.get(state, 0) for state in JobState}
+
+    def tier_speed(self, tier: str, last: int = 5) -> TierSpeed:
+        """Mean speed of the last finished jobs of a tier."""
+        recent = (
+            sa.select(JOBS.c.fps, JOBS.c.first_frame_s)
+            .where(JOBS.c.tier == tier, JOBS.c.state == JobState.DONE.value)
+            .order_by(JOBS.c.number.desc())
+            .limit(last)
+            .subquery()
+        )
+        query = sa.select(sa.func.avg(recent.c.fps), sa.func.avg(recent.c.first_frame_s))
+        with self._reading.connect() as connection:
+            fps, first_frame_s = connection.execute(query).one()
+        return TierSpeed(
+            None if fps is None else float(fps),
+            None if first_frame_s is None else float(first_frame_s),
+        )
+
+    def claim(self, worker: str, lease_s: float) -> tuple[Claim, Job] | None:
+        """Take the oldest queued job; None when there is none.
+
+        Args:
+            worker: name of the one who takes it.
+            lease_s: how long it holds without `renew`, seconds.
+        """
+        oldest = (
+            sa.select(JOBS.c.id)
+            .where(JOBS.c.state == JobState.QUEUED.value)
+            .order_by(JOBS.c.number)
+            .limit(1)
+            .with_for_update(skip_locked=True)
+        )
+        now = time.time()
+        with self._engine.begin() as connection:
+            job_id = connection.execute(oldest).scalar_one_or_none()
+            if job_id is None:
+                return None
+            taken = _change(
+                connection,
+                JOBS.c.id == job_id,
+                JobState.RUNNING,
+                attempt=JOBS.c.attempt + 1,
+                worker=worker,
+                lease_until=now + lease_s,
+                started_at=now,
+                finished_at=None,
+                stage="preparing",
+                frames=0,
+                fps=None,
+                first_frame_s=None,
+            )
+        if not taken:
+            return None
+        job = self.get(job_id)
+        return Claim(job.id, job.attempt), job
+
+    def renew(self, claim: Claim, lease_s: float) -> None:
+        """Hold a claim for longer; LeaseLostError when it is gone."""
+        self._update_claimed(claim, lease_until=time.time() + lease_s)
+
+    def record_progress(
+        self,
+        claim: Claim,
+        *,
+        frames: int,
+        stage: str,
+        fps: float | None,
+        first_frame_s: float | None,
+    ) -> None:
+        """Note how far a running job is; LeaseLostError when the claim is gone."""
+        self._update_claimed(
+            claim, frames=frames, stage=stage, fps=fps, first_frame_s=first_frame_s
+        )
+
+    def finish(self, claim: Claim, state: JobState, error: str | None = None) -> None:
+        """End a running job.
+
+        Args:
+            claim: the hold on it.
+            state: done, failed or cancelled.
+            error: why it failed, one line.
+
+        Raises:
+            JobError: the state is no end.
+            LeaseLostError: the claim is gone.
+        """
+        if not state.has_ended:
+            raise JobError(f"a job cannot end as {state.value}")
+        check_change(JobState.RUNNING, state)
+        with self._engine.begin() as connection:
+            changed = _change(
+                connection,
+                _holds(claim),
+                state,
+                error=error,
+                finished_at=time.time(),
+                stage="",
+                lease_until=None,
+            )
+        if not changed:
+            raise _lost(claim)
+
+    def requeue(self, claim: Claim, note: str) -> Job:
+        """Give a running job back to the queue, or end it when it was tried too often.
+
+        Args:
+            claim: the hold on it.
+            note: why, one line.
+
+        Returns:
+            The job: queued; cancelled, if that was asked for; or failed after `MAX_ATTEMPTS`.
+
+        Raises:
+            LeaseLostError: the claim is gone.
+        """
+        with self._engine.begin() as connection:
+            if not _give_back(connection, _holds(claim), note):
+                raise _lost(claim)
+        return self.get(claim.job_id)
+
+    def requeue_of(self, worker: str, note: str) -> int:
+        """Give back what a worker held that is known to be gone; returns how many jobs."""
+        mine = (JOBS.c.worker == worker) & (JOBS.c.state == JobState.RUNNING.value)
+        with self._engine.begin() as connection:
+            return _give_back(connection, mine, note)
+
+    def requeue_expired(self, note: str) -> int:
+        """Give back the jobs whose leases ran out; returns how many."""
+        expired = (JOBS.c.lease_until < time.time()) & (JOBS.c.state == JobState.RUNNING.value)
+        with self._engine.begin() as connection:
+            return _give_back(connection, expired, note)
+
+    def request_cancel(self, job_id: str) -> Job:
+        """Cancel a job: at once if it is queued, else its worker is asked to; ended ones stay.
+
+        Raises:
+            UnknownJobError: there is no such job.
+        """
+        with self._engine.begin() as connection:
+            queued = (JOBS.c.id == job_id) & (JOBS.c.state == JobState.QUEUED.value)
+            if not _change(connection, queued, JobState.CANCELLED, finished_at=time.time()):
+                running = (JOBS.c.id == job_id) & (JOBS.c.state == JobState.RUNNING.value)
+                connection.execute(JOBS.update().where(running).values(cancel_requested=True))
+        return self.get(job_id)
+
+    def cancels_wanted(self, claims: Iterable[Claim]) -> set[str]:
+        """Which of the claimed jobs somebody asked to cancel: their ids."""
+        ids = [claim.job_id for claim in claims]
+        query = sa.select(JOBS.c.id).where(JOBS.c.id.in_(ids), JOBS.c.cancel_requested)
+        with self._reading.connect() as connection:
+            return set(connection.execute(query).scalars())
+
+    def delete(self, job_id: str) -> None:
+        """Forget an ended job.
+
+        Raises:
+            UnknownJobError: there is no such job.
+            JobError: it has not ended; cancel it first.
+        """
+        ended = [state.value for state in JobState if state.has_ended]
+        with self._engine.begin() as connection:
+            removed = connection.execute(
+                JOBS.delete().where(JOBS.c.id == job_id, JOBS.c.state.in_(ended))
+            )
+        if not removed.rowcount:
+            state = self.get(job_id).state
+            raise JobError(f"a job that is {state.value} cannot be deleted; cancel it first")
+
+    def write_worker(self, worker: str, document: Mapping[str, Any]) -> None:
+        """Say how a worker is; it replaces what was said before."""
+        values = {"updated_at": time.time(), "document": dict(document)}
+        with self._engine.begin() as connection:
+            changed = connection.execute(
+                WORKERS.update().where(WORKERS.c.worker == worker).values(values)
+            )
+            if not changed.rowcount:
+                connection.execute(WORKERS.insert().values(worker=worker, **values))
+
+    def read_workers(self) -> list[WorkerState]:
+        """What all workers said last, the most recent first."""
+        query = sa.select(WORKERS).order_by(WORKERS.c.updated_at.desc())
+        with self._reading.connect() as connection:
+            return [
+                WorkerState(row.worker, row.updated_at, row.document)
+                for row in connection.execute(query)
+            ]
+
+    def _submitted_before(self, connection: sa.Connection, spec: JobSpec) -> Job | None:
+        if spec.idempotency_key is None:
+            return None
+        same = (JOBS.c.owner == spec.owner) & (JOBS.c.idempotency_key == spec.idempotency_key)
+        row = connection.execute(sa.select(JOBS).where(same)).first()
+        return None if row is None else _job_of(row)
+
+    def _require_room(self, connection: sa.Connection, owner: str, limits: QueueLimits) -> None:
+        open_states = [state.value for state in JobState if not state.has_ended]
+        query = sa.select(
+            sa.func.count(), sa.func.count(sa.case((JOBS.c.owner == owner, 1)))
+        ).where(JOBS.c.state.in_(open_states))
+        in_all, own = connection.execute(query).one()
+        if own >= limits.per_owner:
+            raise QueueFullError(
+                f"you have {own} videos waiting or running, at most {limits.per_owner} are "
+                "taken; wait for one to end or cancel it"
+            )
+        if in_all >= limits.in_all:
+            raise QueueFullError(
+                f"the queue is full, {in_all} videos wait or run; try again in a few minutes"
+            )
+
+    def _update_claimed(self, claim: Claim, **values: Any) -> None:
+        with self._engine.begin() as connection:
+            changed = connection.execute(JOBS.update().where(_holds(claim)).values(values))
+        if not changed.rowcount:
+            raise _lost(claim)
+
+
+def new_job_id() -> str:
+    """128 random bits in hex."""
+    return secrets.token_hex(16)
+
+
+def sqlite_url(path: Path) -> str:
+    """URL of a SQLite database file."""
+    return sa.URL.create("sqlite", database=str(path)).render_as_string()
+
+
+def _holds(claim: Claim) -> sa.ColumnElement[bool]:
+    return sa.and_(
+        JOBS.c.id == claim.job_id,
+        JOBS.c.attempt == claim.attempt,
+        JOBS.c.state == JobState.RUNNING.value,
+    )
+
+
+def _lost(claim: Claim) -> LeaseLostError:
+    return LeaseLostError(
+        f"job {claim.job_id}: attempt {claim.attempt} does not hold it any more; its lease ran out"
+    )
+
+
+def _change(
+    connection: sa.Connection, which: sa.ColumnElement[bool], new: JobState, **values: Any
+) -> int:
+    """Move the jobs that may make this change; returns how many."""
+    sources = [state.value for state in states_before(new)]
+    query = JOBS.update().where(which, JOBS.c.state.in_(sources))
+    return int(connection.execute(query.values(state=new.value, **values)).rowcount)
+
+
+def _give_back(connection: sa.Connection, which: sa.ColumnElement[bool], note: str) -> int:
+    now = time.time()
+    gone = {"lease_until": None, "worker": None, "stage": ""}
+    cancelled = _change(
+        connection, which & JOBS.c.cancel_requested, JobState.CANCELLED, finished_at=now, **gone
+    )
+    spent = which & (JOBS.c.attempt >= MAX_ATTEMPTS)
+    error = f"{note}; it was tried {MAX_ATTEMPTS} times"
+    failed = _change(connection, spent, JobState.FAILED, finished_at=now, error=error, **gone)
+    queued = _change(
+        connection,
+        which,
+        JobState.QUEUED,
+        restart_note=note,
+        frames=0,
+        fps=None,
+        first_frame_s=None,
+        started_at=None,
+        **gone,
+    )
+    return cancelled + failed + queued
+
+
+def _columns_of(spec: JobSpec) -> dict[str, Any]:
+    document = asdict(spec)
+    for column in ("owner", "tier", "idempotency_key"):
+        del document[column]
+    return {
+        "owner": spec.owner,
+        "tier": spec.tier,
+        "idempotency_key": spec.idempotency_key,
+        "spec": document,
+    }
+
+
+def _job_of(row: sa.Row[Any]) -> Job:
+    document = dict(row.spec)
+    spec = JobSpec(
+        **(
+            document
+            | {
+                "owner": row.owner,
+                "tier": row.tier,
+                "idempotency_key": row.idempotency_key,
+                "sampling": SamplingConfig(**document["sampling"]),
+                "notes": tuple(Note(**note) for note in document["notes"]),
+            }
+        )
+    )
+    return Job(
+        id=row.id,
+        number=row.number,
+        share_token=row.share_token,
+        spec=spec,
+        state=JobState(row.state),
+        stage=row.stage,
+        frames=row.frames,
+        attempt=row.attempt,
+        error=row.error,
+        restart_note=row.restart_note,
+        fps=row.fps,
+        first_frame_s=row.first_frame_s,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        cancel_requested=row.cancel_requested,
+    )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split("\n")[0].split())
