@@ -116,14 +116,14 @@ class JobStore:
         values["share_key"] = values["share_token"][:_SHARE_KEY_LENGTH]
         try:
             with self._engine.begin() as connection:
-                if (known := self._submitted_before(connection, spec)) is not None:
+                if (known := _submitted_before(connection, spec)) is not None:
                     return known
                 self._require_room(connection, spec.owner, limits)
                 connection.execute(JOBS.insert().values(values))
         except sa.exc.IntegrityError:
             # Another process submitted under the same key between the look and the insert.
             with self._reading.connect() as connection:
-                if (known := self._submitted_before(connection, spec)) is not None:
+                if (known := _submitted_before(connection, spec)) is not None:
                     return known
             raise
         return self.get(values["id"])
@@ -140,6 +140,11 @@ class JobStore:
         if row is None:
             raise UnknownJobError(f"there is no job {job_id[:40]!r}; it may have been deleted")
         return _job_of(row)
+
+    def find_submitted(self, owner: str, idempotency_key: str) -> Job | None:
+        """Return what this owner submitted under a key, if anything."""
+        with self._reading.connect() as connection:
+            return _submitted_under(connection, owner, idempotency_key)
 
     def find_shared(self, share_token: str) -> Job:
         """Return the job with this share token, compared in constant time; UnknownJobError."""
@@ -364,13 +369,6 @@ class JobStore:
                 for row in connection.execute(query)
             ]
 
-    def _submitted_before(self, connection: sa.Connection, spec: JobSpec) -> Job | None:
-        if spec.idempotency_key is None:
-            return None
-        same = (JOBS.c.owner == spec.owner) & (JOBS.c.idempotency_key == spec.idempotency_key)
-        row = connection.execute(sa.select(JOBS).where(same)).first()
-        return None if row is None else _job_of(row)
-
     def _require_room(self, connection: sa.Connection, owner: str, limits: QueueLimits) -> None:
         open_states = [state.value for state in JobState if not state.has_ended]
         query = sa.select(
@@ -392,6 +390,17 @@ class JobStore:
             changed = connection.execute(JOBS.update().where(_holds(claim)).values(values))
         if not changed.rowcount:
             raise _lost(claim)
+
+
+def _submitted_before(connection: sa.Connection, spec: JobSpec) -> Job | None:
+    key = spec.idempotency_key
+    return None if key is None else _submitted_under(connection, spec.owner, key)
+
+
+def _submitted_under(connection: sa.Connection, owner: str, key: str) -> Job | None:
+    same = (JOBS.c.owner == owner) & (JOBS.c.idempotency_key == key)
+    row = connection.execute(sa.select(JOBS).where(same)).first()
+    return None if row is None else _job_of(row)
 
 
 def new_job_id() -> str:

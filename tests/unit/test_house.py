@@ -14,15 +14,21 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PRODUCT = ("liveavatar", "inference")
+PRODUCT = ("liveavatar", "inference", "webui", "app.py")
 # Distributions whose import name is another one.
 IMPORT_NAMES = {
     "opencv-python-headless": "cv2",
     "pillow": "PIL",
     "pytest-timeout": "pytest_timeout",
+    "python-multipart": "python_multipart",
 }
 # Pins of packages that others need: held distribution, who needs it.
-HELD = {"huggingface_hub": "transformers"}
+HELD = {
+    "gradio_client": "gradio",
+    "httpx": "gradio",
+    "huggingface_hub": "transformers",
+    "websockets": "gradio_client",
+}
 # Development tools that are started, not imported.
 STARTED = {"mypy", "pytest-timeout", "ruff"}
 COMMANDS = ["scripts/run", "scripts/test", "scripts/lint", "scripts/bench", ".ci/run"]
@@ -46,10 +52,16 @@ def import_name(distribution: str) -> str:
     return IMPORT_NAMES.get(distribution, distribution)
 
 
-def imported(*folders: str) -> set[str]:
-    """First part of every module that the files in the folders import."""
+def sources(place: str) -> list[Path]:
+    """A file, or all files of a folder."""
+    path = ROOT / place
+    return [path] if path.is_file() else sorted(path.rglob("*.py"))
+
+
+def imported(*places: str) -> set[str]:
+    """First part of every module that the files in these places import."""
     names = set()
-    for path in (path for folder in folders for path in (ROOT / folder).rglob("*.py")):
+    for path in (path for place in places for path in sources(place)):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 names |= {alias.name.split(".")[0] for alias in node.names}
@@ -59,7 +71,7 @@ def imported(*folders: str) -> set[str]:
 
 
 def ours() -> set[str]:
-    return {path.name for path in ROOT.iterdir() if path.is_dir()}
+    return {path.stem for path in ROOT.iterdir() if path.is_dir() or path.suffix == ".py"}
 
 
 def test_every_runtime_pin_is_imported_by_the_product() -> None:

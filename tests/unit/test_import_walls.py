@@ -15,10 +15,21 @@ ROOT = Path(__file__).resolve().parents[2]
 WEB = ("gradio", "fastapi")
 WALLS = {
     "liveavatar": WEB,
+    "liveavatar/jobs": (*WEB, "torch"),
     "liveavatar/media": (*WEB, "torch"),
     "liveavatar/model": (*WEB, "torch.distributed"),
     "liveavatar/plan": (*WEB, "torch"),
+    "webui": ("torch",),
 }
+ENGINE_WITHOUT_TORCH = [
+    "fake",
+    "group",
+    "group_state",
+    "messages",
+    "preparing",
+    "running_job",
+    "supervisor",
+]
 LEAVES = ["config", "errors", "request", "timeline"]
 
 
@@ -29,11 +40,11 @@ def module_name(path: Path) -> str:
 
 WITHOUT_TORCH = [f"liveavatar.{leaf}" for leaf in LEAVES] + sorted(
     module_name(path)
-    for folder in ("media", "plan")
+    for folder in ("jobs", "media", "plan")
     for path in (ROOT / "liveavatar" / folder).rglob("*.py")
     if path.stem != "__main__"
 )
-WITHOUT_TORCH += [f"liveavatar.engine.{name}" for name in ("group", "messages")]
+WITHOUT_TORCH += [f"liveavatar.engine.{name}" for name in ENGINE_WITHOUT_TORCH]
 
 
 def imported_names(source: str) -> Iterator[str]:
@@ -119,6 +130,14 @@ def test_importing_a_module_without_tensors_loads_no_torch(module: str) -> None:
     roots = run_fresh(f"import {module}\nprint(*{{name.split('.')[0] for name in sys.modules}})")
     assert "liveavatar" in roots
     assert not {"torch", "transformers", *WEB} & set(roots)
+
+
+def test_the_web_application_loads_no_torch() -> None:
+    files = [ROOT / "app.py", *sorted((ROOT / "webui").rglob("*.py"))]
+    code = f"import {', '.join(map(module_name, files))}\nprint(*sys.modules)"
+    modules = run_fresh(code)
+    assert "gradio" in modules
+    assert not {"torch", "transformers"} & set(modules)
 
 
 def test_importing_the_whole_engine_loads_no_web_framework() -> None:

@@ -1,0 +1,57 @@
+"""From a claimed job to what the group renders, and from its growing file to the finished one."""
+
+from __future__ import annotations
+
+from liveavatar.engine.messages import RenderJob
+from liveavatar.jobs.job import JobSpec
+from liveavatar.jobs.spool import JobFolder
+from liveavatar.media.ingest import ingest
+from liveavatar.media.portrait import crop_to_size
+from liveavatar.media.remux import remux_to_progressive
+from liveavatar.media.thumbnail import write_thumbnail
+from liveavatar.timeline import make_timeline
+
+
+def prepare_render_job(number: int, spec: JobSpec, folder: JobFolder) -> RenderJob:
+    """Decode a job's inputs and remove what an earlier attempt made.
+
+    Args:
+        number: the group's number for it.
+        spec: what was asked for.
+        folder: its files.
+
+    Raises:
+        MediaError: an input cannot be read any more.
+    """
+    folder.clear_results()
+    speech_path = folder.file(spec.speech_name)
+    inputs = ingest(
+        folder.file(spec.portrait_name),
+        speech_path,
+        spec.prompt,
+        num_clip=spec.sampling.num_clip,
+        infer_frames=spec.sampling.infer_frames,
+    )
+    return RenderJob(
+        number=number,
+        portrait_HWC=crop_to_size(inputs.portrait.rgb, (spec.height, spec.width)),
+        speech_N=inputs.speech.samples,
+        soundtrack=speech_path,
+        mix=inputs.speech.mix,
+        prompt=inputs.prompt,
+        timeline=make_timeline(spec.sampling, len(inputs.speech.samples)),
+        sampling=spec.sampling,
+        live_path=folder.live,
+    )
+
+
+def finish_video(folder: JobFolder, frames: int) -> None:
+    """Make the file for download and the thumbnail; nothing where there are no frames.
+
+    Raises:
+        MediaError: the growing file cannot be read or the disk cannot be written.
+    """
+    if frames:
+        remux_to_progressive(folder.live, folder.video)
+        if not folder.thumbnail.exists():
+            write_thumbnail(folder.video, folder.thumbnail)

@@ -1,0 +1,78 @@
+"""A claimed job on its way through the group, and how fast it is."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from liveavatar.jobs.job import Claim, Job
+
+_SPEED_WINDOW_S = 15.0
+
+Phase = Literal["decoding", "in group", "ended"]
+
+
+class Speed:
+    """Frames per second over the last seconds, from counts of frames and when they came."""
+
+    def __init__(self) -> None:
+        self._counts: deque[tuple[float, int]] = deque()
+
+    def note(self, frames: int, now: float) -> None:
+        """Take a count; `now` in seconds of a clock that only rises."""
+        if not self._counts or frames > self._counts[-1][1]:
+            self._counts.append((now, frames))
+        while len(self._counts) > 2 and now - self._counts[0][0] > _SPEED_WINDOW_S:
+            self._counts.popleft()
+
+    @property
+    def fps(self) -> float | None:
+        """Frames per second; None before there are two counts."""
+        if len(self._counts) < 2:
+            return None
+        (began, before), (ended, after) = self._counts[0], self._counts[-1]
+        return (after - before) / (ended - began) if ended > began else None
+
+
+@dataclass
+class RunningJob:
+    """What the supervisor knows of a job it claimed.
+
+    Attributes:
+        number: the group's number for it.
+        job: as it was claimed.
+        claim: the hold on it.
+        phase: its inputs are being decoded; the group has it; its files are being finished.
+        work: what goes on in another thread in the first and the last phase.
+        frames: frames in its file.
+        stage: as the group says.
+        first_frame_s: seconds from the claim to the first frame.
+        cancel_wanted: somebody asked to cancel it.
+        changed: whether the store does not have this yet.
+    """
+
+    number: int
+    job: Job
+    claim: Claim
+    phase: Phase = "decoding"
+    work: Future[Any] | None = None
+    frames: int = 0
+    stage: str = "preparing"
+    first_frame_s: float | None = None
+    cancel_wanted: bool = False
+    cut_short: bool = False
+    changed: bool = False
+    claimed_at: float = field(default_factory=time.monotonic)
+    speed: Speed = field(default_factory=Speed)
+
+    def note_progress(self, frames: int, stage: str) -> None:
+        """Take what the group reports."""
+        now = time.monotonic()
+        if frames and self.first_frame_s is None:
+            self.first_frame_s = now - self.claimed_at
+        if frames:
+            self.speed.note(frames, now)
+        self.frames, self.stage, self.changed = frames, stage, True

@@ -1,0 +1,370 @@
+"""Claim jobs, feed the worker group two deep, record what it does, start it again when it dies.
+
+No torch here: a supervisor is a thread of the web server's process, and the ranks are processes. It
+speaks with the web server only through the job store and the spool.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from liveavatar.engine.group import Group
+from liveavatar.engine.group_state import GroupState
+from liveavatar.engine.messages import Event, Finished, Progress, Refused
+from liveavatar.engine.preparing import finish_video, prepare_render_job
+from liveavatar.engine.running_job import RunningJob
+from liveavatar.errors import (
+    ConfigError,
+    DeadlineError,
+    JobError,
+    LeaseLostError,
+    LiveAvatarError,
+)
+from liveavatar.jobs.job import JobState
+from liveavatar.jobs.spool import Spool
+from liveavatar.jobs.store import JobStore
+from liveavatar.media.thumbnail import write_thumbnail
+
+logger = logging.getLogger(__name__)
+
+_EVENT_WAIT_S = 0.05
+_STOP_S = 10.0
+
+
+@dataclass(frozen=True)
+class SupervisorSettings:
+    """Times are in seconds.
+
+    Attributes:
+        jobs_at_once: jobs handed to the group: one renders, the next one is prepared.
+        lease_s: how long a claim holds without being renewed.
+        start_timeout_s: deadline for a group to be ready.
+        first_backoff_s: wait before the first restart; it doubles with every failure in a row.
+        longest_backoff_s: the longest such wait.
+        healthy_after_s: a group that served so long failed for a new reason.
+        failures_until_failed: failures in a row after which the state says so.
+        status_s: how often the group's state is written.
+        progress_s: how often progress is written, at most.
+    """
+
+    jobs_at_once: int = 2
+    lease_s: float = 30.0
+    start_timeout_s: float = 1800.0
+    first_backoff_s: float = 1.0
+    longest_backoff_s: float = 60.0
+    healthy_after_s: float = 60.0
+    failures_until_failed: int = 5
+    status_s: float = 1.0
+    progress_s: float = 0.2
+
+
+DEFAULT_SETTINGS = SupervisorSettings()
+
+
+class Supervisor:
+    """Serves the jobs of a store with a worker group, until it is stopped.
+
+    Args:
+        store: the jobs.
+        spool: their files.
+        make_group: starts a group and returns at once.
+        settings: times and limits.
+    """
+
+    def __init__(
+        self,
+        store: JobStore,
+        spool: Spool,
+        make_group: Callable[[], Group],
+        settings: SupervisorSettings = DEFAULT_SETTINGS,
+    ) -> None:
+        self.name = f"{socket.gethostname()}:{spool.root.resolve()}"
+        self.state = GroupState()
+        self._store = store
+        self._spool = spool
+        self._make_group = make_group
+        self._settings = settings
+        self._draining = threading.Event()
+        self._stopping = threading.Event()
+        self._running: dict[int, RunningJob] = {}
+        self._numbers = itertools.count(1)
+        self._due: dict[str, float] = {}
+        self._worker = ThreadPoolExecutor(max_workers=2, thread_name_prefix="job files")
+        self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
+
+    def start(self) -> None:
+        """Begin; returns at once.
+
+        Raises:
+            ConfigError: another supervisor serves this data folder.
+        """
+        self._lock = _lock_folder(self._spool)
+        self._thread.start()
+
+    def drain(self) -> None:
+        """Take no more jobs, finish those at hand, then end; returns at once."""
+        self._draining.set()
+
+    def stop(self, timeout_s: float = 0.0) -> None:
+        """Drain for so long at most, give back what is not finished, end the group."""
+        self.drain()
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+            self._stopping.set()
+            self._thread.join(_STOP_S + self._settings.status_s)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it serves."""
+        return self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            self._store.requeue_of(self.name, "the server was restarted")
+            failures = 0
+            while not self._draining.is_set():
+                began = time.monotonic()
+                self.state.begin()
+                self._publish()
+                try:
+                    self._serve_with_a_group()
+                except Exception as error:  # noqa: BLE001 - the border: the service goes on
+                    if time.monotonic() - began > self._settings.healthy_after_s:
+                        failures = 0
+                    failures += 1
+                    self._note_failure(error, failures)
+        finally:
+            self._worker.shutdown(wait=False, cancel_futures=True)
+            self.state.word, self.state.message = "stopped", ""
+            with suppress(Exception):
+                self._publish()
+            os.close(self._lock)
+
+    def _serve_with_a_group(self) -> None:
+        group = self._make_group()
+        try:
+            self._serve(group)
+            group.close(_STOP_S)
+        except BaseException as error:
+            self._give_back(_one_line(error))
+            raise
+        finally:
+            group.kill()
+            self._give_back("the server was stopped")
+
+    def _serve(self, group: Group) -> None:
+        deadline = time.monotonic() + self._settings.start_timeout_s
+        while not self._stopping.is_set():
+            event = group.next_event(_EVENT_WAIT_S)
+            if event is not None:
+                self._take(event)
+            if group.is_ready:
+                if self.state.word not in ("ready", "draining"):
+                    self._say("ready")
+                self._claim()
+            elif time.monotonic() > deadline:
+                raise DeadlineError(
+                    f"the worker group was not ready in {self._settings.start_timeout_s:.0f} s"
+                )
+            self._pass_on(group)
+            self._keep_house(group)
+            if self._draining.is_set():
+                if not self._running:
+                    return
+                self._say("draining")
+
+    def _claim(self) -> None:
+        if self._draining.is_set() or len(self._running) >= self._settings.jobs_at_once:
+            return
+        if not self._is_due("claim", 0.1):
+            return
+        claimed = self._store.claim(self.name, self._settings.lease_s)
+        if claimed is None:
+            return
+        claim, job = claimed
+        running = RunningJob(next(self._numbers), job, claim)
+        folder = self._spool.job(job.id)
+        running.work = self._worker.submit(prepare_render_job, running.number, job.spec, folder)
+        self._running[running.number] = running
+        logger.info("job %s: attempt %d begins", job.id, job.attempt)
+        self._due["claim"] = 0.0
+
+    def _take(self, event: Event) -> None:
+        self.state.take(event)
+        running = self._running.get(getattr(event, "number", -1))
+        if running is None:
+            return
+        if isinstance(event, Progress):
+            if event.frames and not running.frames:
+                self._worker.submit(self._make_thumbnail, running)
+            running.note_progress(event.frames, event.stage)
+        elif isinstance(event, Refused):
+            self._end(running, JobState.FAILED, event.reason)
+        elif isinstance(event, Finished):
+            running.note_progress(event.frames, "finishing")
+            running.phase, running.cut_short = "ended", event.cancelled
+            folder = self._spool.job(running.job.id)
+            running.work = self._worker.submit(finish_video, folder, event.frames)
+
+    def _make_thumbnail(self, running: RunningJob) -> None:
+        folder = self._spool.job(running.job.id)
+        with suppress(LiveAvatarError):  # the finished file is asked again
+            write_thumbnail(folder.live, folder.thumbnail)
+
+    def _pass_on(self, group: Group) -> None:
+        """Hand over what other threads have done."""
+        for running in list(self._running.values()):
+            if running.work is None or not running.work.done():
+                continue
+            work, running.work = running.work, None
+            error = work.exception()
+            if isinstance(error, LiveAvatarError):
+                self._end(running, JobState.FAILED, str(error))
+            elif error is not None:
+                logger.error("job %s", running.job.id, exc_info=error)
+                self._end(running, JobState.FAILED, f"its files could not be used: {error!r}")
+            elif running.phase == "ended":
+                state = JobState.CANCELLED if running.cut_short else JobState.DONE
+                self._end(running, state)
+            elif running.cancel_wanted:
+                self._end(running, JobState.CANCELLED)
+            else:
+                running.phase = "in group"
+                group.submit(work.result())
+
+    def _keep_house(self, group: Group) -> None:
+        if self._running and self._is_due("progress", self._settings.progress_s):
+            self._record_progress(group)
+        if self._running and self._is_due("cancel", 0.2):
+            self._pass_on_cancels(group)
+        if self._is_due("renew", self._settings.lease_s / 4):
+            for running in list(self._running.values()):
+                with self._unless_lost(running, group):
+                    self._store.renew(running.claim, self._settings.lease_s)
+            self._store.requeue_expired("the lease of its worker ran out")
+        if self._is_due("status", self._settings.status_s):
+            self._publish()
+
+    def _record_progress(self, group: Group) -> None:
+        for running in list(self._running.values()):
+            if not running.changed:
+                continue
+            running.changed = False
+            with self._unless_lost(running, group):
+                self._store.record_progress(
+                    running.claim,
+                    frames=running.frames,
+                    stage=running.stage,
+                    fps=running.speed.fps,
+                    first_frame_s=running.first_frame_s,
+                )
+
+    def _pass_on_cancels(self, group: Group) -> None:
+        wanted = self._store.cancels_wanted(running.claim for running in self._running.values())
+        for running in self._running.values():
+            if running.job.id in wanted and not running.cancel_wanted:
+                running.cancel_wanted = True
+                if running.phase == "in group":
+                    group.cancel(running.number)
+
+    def _end(self, running: RunningJob, state: JobState, error: str | None = None) -> None:
+        del self._running[running.number]
+        with suppress(LeaseLostError):
+            self._store.record_progress(
+                running.claim,
+                frames=running.frames,
+                stage=running.stage,
+                fps=running.speed.fps,
+                first_frame_s=running.first_frame_s,
+            )
+            self._store.finish(running.claim, state, error)
+        logger.info("job %s: %s %s", running.job.id, state.value, error or "")
+
+    def _give_back(self, reason: str) -> None:
+        """Requeue what the group held; jobs whose files are being finished end as they would."""
+        for running in list(self._running.values()):
+            if running.phase == "ended" and running.work is not None:
+                with suppress(Exception):
+                    running.work.result(_STOP_S)
+                    state = JobState.CANCELLED if running.cut_short else JobState.DONE
+                    self._end(running, state)
+                    continue
+            del self._running[running.number]
+            if running.work is not None:
+                running.work.cancel()
+            with suppress(LeaseLostError):
+                self._store.requeue(running.claim, reason)
+
+    def _note_failure(self, error: Exception, failures: int) -> None:
+        if isinstance(error, LiveAvatarError):
+            logger.error("the worker group failed: %s", error)
+        else:
+            logger.error("the worker group failed", exc_info=error)
+        self.state.restarts += 1
+        self.state.note_error(_one_line(error))
+        settings = self._settings
+        wait_s = min(settings.first_backoff_s * 2 ** (failures - 1), settings.longest_backoff_s)
+        lasting = failures >= settings.failures_until_failed
+        self.state.word = "failed" if lasting else "restarting"
+        self.state.message = f"{_one_line(error)}; starting again in {wait_s:.0f} s"
+        self._publish()
+        deadline = time.monotonic() + wait_s
+        while time.monotonic() < deadline and not self._draining.wait(0.1):
+            if self._is_due("status", settings.status_s):
+                self._publish()
+
+    def _say(self, word: str) -> None:
+        if self.state.word != word:
+            self.state.word = word  # type: ignore[assignment]
+            self._publish()
+
+    def _publish(self) -> None:
+        ids = [running.job.id for running in self._running.values()]
+        self._store.write_worker(self.name, self.state.document(ids))
+
+    def _is_due(self, chore: str, every_s: float) -> bool:
+        now = time.monotonic()
+        if now < self._due.get(chore, 0.0):
+            return False
+        self._due[chore] = now + every_s
+        return True
+
+    @contextmanager
+    def _unless_lost(self, running: RunningJob, group: Group) -> Iterator[None]:
+        """Drop a job that another worker has taken meanwhile."""
+        try:
+            yield
+        except LeaseLostError as error:
+            logger.warning("%s", error)
+            del self._running[running.number]
+            if running.phase == "in group":
+                group.cancel(running.number)
+
+
+def _lock_folder(spool: Spool) -> int:
+    """Hold the data folder for one supervisor on this machine; returns the lock's descriptor."""
+    descriptor = os.open(spool.root / "supervisor.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise ConfigError(
+            f"data_dir: '{spool.root}' is served by another process; stop it, or choose another "
+            "folder with --data-dir"
+        ) from None
+    return descriptor
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error) if isinstance(error, (LiveAvatarError, JobError)) else repr(error)
+    return " ".join(text.split())[:500]

@@ -1,0 +1,36 @@
+"""The worker group as the store tells it."""
+
+from __future__ import annotations
+
+import time
+
+from liveavatar.jobs.job import JobState
+from liveavatar.jobs.store import JobStore
+from webui.schemas import GroupView
+
+_SILENT_AFTER_S = 15.0
+
+
+def group_view(store: JobStore, *, admin: bool) -> GroupView:
+    """State of the worker group; ranks and errors only for the operator.
+
+    A supervisor that has not said anything for a while is taken to be stopped.
+    """
+    queue_length = store.counts()[JobState.QUEUED]
+    workers = store.read_workers()
+    if not workers or time.time() - workers[0].updated_at > _SILENT_AFTER_S:
+        message = "the worker group does not answer" if workers else ""
+        return GroupView(
+            state="stopped", load_percent=0, message=message, queue_length=queue_length
+        )
+    said = workers[0].document
+    view = GroupView(
+        state=said["state"],
+        load_percent=said["load_percent"],
+        message=said["message"] if admin or said["state"] == "loading" else "",
+        queue_length=queue_length,
+    )
+    if admin:
+        view.ranks, view.errors = said["ranks"], said["errors"]
+        view.restarts = said["restarts"]
+    return view

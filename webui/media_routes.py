@@ -1,0 +1,108 @@
+"""The video routes: growing files, finished files with ranges, thumbnails; by id or share link."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import FileResponse, StreamingResponse
+
+from liveavatar.jobs.job import Job
+from webui.live import LiveStreams
+from webui.routes import ServiceOf, in_thread
+from webui.schemas import RefusalError
+from webui.views import download_name
+
+router = APIRouter()
+
+_BOTH = ["GET", "HEAD"]
+_LIVE_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+# Without an id in the name nobody finds these addresses, so a browser may keep the bytes.
+_KEPT = {"Cache-Control": "private, max-age=3600"}
+
+From = Annotated[int, Query(alias="from", ge=0, description="byte to begin with")]
+Attempt = Annotated[int | None, Query(ge=1, description="refuse any other attempt at the job")]
+Download = Annotated[bool, Query(description="save under the video's title")]
+
+
+@router.api_route("/live/{job_id}.mp4", methods=_BOTH, response_class=StreamingResponse)
+async def live(
+    request: Request,
+    job_id: str,
+    service: ServiceOf,
+    start: From = 0,
+    attempt: Attempt = None,
+) -> Response:
+    """The growing video from a byte on, until the job ends: fragmented MP4, whole segments."""
+    return _live(request, await in_thread(service.job, job_id), start, attempt)
+
+
+@router.api_route("/media/{job_id}.mp4", methods=_BOTH, response_class=FileResponse)
+async def media(job_id: str, service: ServiceOf, download: Download = False) -> Response:
+    """The finished video; ranges work."""
+    job = await in_thread(service.job, job_id)
+    return _video(job, service.spool.job(job.id).video, download=download)
+
+
+@router.api_route("/thumbnails/{job_id}.jpg", methods=_BOTH, response_class=FileResponse)
+async def thumbnail(job_id: str, service: ServiceOf) -> Response:
+    """A small picture of the video."""
+    job = await in_thread(service.job, job_id)
+    return _picture(service.spool.job(job.id).thumbnail)
+
+
+@router.api_route("/s/{token}/live.mp4", methods=_BOTH, response_class=StreamingResponse)
+async def shared_live(
+    request: Request,
+    token: str,
+    service: ServiceOf,
+    start: From = 0,
+    attempt: Attempt = None,
+) -> Response:
+    """As `/live`, for whoever has the link."""
+    return _live(request, await in_thread(service.shared_job, token), start, attempt)
+
+
+@router.api_route("/s/{token}/video.mp4", methods=_BOTH, response_class=FileResponse)
+async def shared_video(token: str, service: ServiceOf, download: Download = False) -> Response:
+    """As `/media`, for whoever has the link."""
+    job = await in_thread(service.shared_job, token)
+    if download and not service.settings.features.download:
+        raise RefusalError(403, "videos cannot be downloaded by link on this server")
+    return _video(job, service.spool.job(job.id).video, download=download)
+
+
+@router.api_route("/s/{token}/thumbnail.jpg", methods=_BOTH, response_class=FileResponse)
+async def shared_thumbnail(token: str, service: ServiceOf) -> Response:
+    """As `/thumbnails`, for whoever has the link."""
+    job = await in_thread(service.shared_job, token)
+    return _picture(service.spool.job(job.id).thumbnail)
+
+
+def _live(request: Request, job: Job, start: int, attempt: int | None) -> Response:
+    if attempt is not None and attempt != max(1, job.attempt):
+        raise RefusalError(409, f"the job is at attempt {job.attempt}; begin again at byte 0")
+    headers = {
+        **_LIVE_HEADERS,
+        "X-Job-State": job.state.value,
+        "X-Job-Attempt": str(max(1, job.attempt)),
+    }
+    if request.method == "HEAD":
+        return Response(media_type="video/mp4", headers=headers)
+    streams: LiveStreams = request.app.state.streams
+    bytes_of = streams.follow(job.id, job.attempt, start)
+    return StreamingResponse(bytes_of, media_type="video/mp4", headers=headers)
+
+
+def _video(job: Job, path: Path, *, download: bool) -> Response:
+    if not path.exists():
+        raise RefusalError(404, f"the video is {job.state.value}; there is no finished file")
+    name = download_name(job) if download else None
+    return FileResponse(path, media_type="video/mp4", filename=name, headers=_KEPT)
+
+
+def _picture(path: Path) -> Response:
+    if not path.exists():
+        raise RefusalError(404, "there is no thumbnail yet")
+    return FileResponse(path, media_type="image/jpeg", headers=_KEPT)

@@ -1,0 +1,111 @@
+"""The web application: routes, static files and whatever page is mounted, behind one guard."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from anyio import to_thread
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from liveavatar.engine.supervisor import Supervisor
+from liveavatar.errors import ConfigError, LiveAvatarError
+from webui import media_routes, routes
+from webui.live import LiveStreams
+from webui.schemas import ErrorAnswer, ErrorBody, describe, status_of
+from webui.service import VERSION, Service
+from webui.static_files import HashedFiles
+
+ROOT = Path(__file__).resolve().parents[1]
+STATIC = ROOT / "static"
+STATIC_FOLDERS = ("css", "js", "images")
+
+logger = logging.getLogger(__name__)
+
+
+def create_app(
+    service: Service,
+    supervisor: Supervisor | None = None,
+    mount_page: Callable[[FastAPI, Service], FastAPI] | None = None,
+    static: Path = STATIC,
+) -> FastAPI:
+    """Build the application.
+
+    Args:
+        service: what it does.
+        supervisor: started and stopped with it; None where another process renders.
+        mount_page: mounts the visible page at "/", behind all routes; None for the routes alone.
+        static: folder with `css`, `js` and `images`.
+
+    Raises:
+        ConfigError: one of these folders is missing.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        await to_thread.run_sync(service.spool.sweep_uploads)
+        if supervisor is not None:
+            supervisor.start()
+        yield
+        service.taking_jobs = False
+        if supervisor is not None:
+            await to_thread.run_sync(supervisor.stop)
+
+    app = FastAPI(
+        title="LiveAvatar",
+        version=VERSION,
+        description="Talking avatars, streamed while they are generated.",
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    app.state.service = service
+    app.state.streams = LiveStreams(service.store, service.spool)
+    app.state.asks_for_login = False
+    app.add_exception_handler(LiveAvatarError, _refuse)
+    app.add_exception_handler(RequestValidationError, _refuse_parameter)
+    app.add_exception_handler(HTTPException, _refuse_plainly)
+    app.add_exception_handler(Exception, _apologise)
+    app.include_router(media_routes.router)
+    app.include_router(routes.router)
+    for name in STATIC_FOLDERS:
+        if not (static / name).is_dir():
+            raise ConfigError(
+                f"static/{name}: the folder is missing at '{static}'; the checkout is not whole"
+            )
+        app.mount(f"/static/{name}", HashedFiles(static / name), name=f"static {name}")
+    return app if mount_page is None else mount_page(app, service)
+
+
+async def _refuse(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, LiveAvatarError)
+    status = status_of(error)
+    headers = {"Retry-After": "30"} if status in (429, 503) else None
+    body = ErrorAnswer(error=describe(error)).model_dump()
+    return JSONResponse(body, status_code=status, headers=headers)
+
+
+async def _refuse_parameter(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    name = str(first["loc"][-1]) if first["loc"] else None
+    return _answer(422, f"{name}: {first['msg']}", name)
+
+
+async def _refuse_plainly(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    return _answer(error.status_code, str(error.detail))
+
+
+async def _apologise(request: Request, error: Exception) -> JSONResponse:
+    logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return _answer(500, "something went wrong on the server; its log says what")
+
+
+def _answer(status: int, message: str, field: str | None = None) -> JSONResponse:
+    body = ErrorAnswer(error=ErrorBody(field=field, message=message)).model_dump()
+    return JSONResponse(body, status_code=status)

@@ -1,0 +1,90 @@
+"""Jobs as the browser sees them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from liveavatar.config import FPS
+from liveavatar.jobs.job import Job, JobState
+from liveavatar.jobs.spool import JobFolder
+from webui.schemas import JobView, NoteView, SharedJobView
+from webui.settings import Features
+
+
+def job_view(job: Job, folder: JobFolder, position: int | None, features: Features) -> JobView:
+    """Everything about a job, for whoever may cancel it.
+
+    Args:
+        job: the job.
+        folder: its files.
+        position: place in the queue, None when it is not queued.
+        features: what may be done here.
+    """
+    notes = [NoteView(**asdict(note)) for note in job.spec.notes]
+    if job.restart_note is not None and not job.state.has_ended:
+        message = f"Started again from the beginning: {job.restart_note}."
+        notes.append(NoteView(field="job", code="restarted", message=message))
+    has_video = folder.video.exists()
+    return JobView(
+        **_progress(job, position),
+        id=job.id,
+        title=job.spec.title,
+        prompt=job.spec.prompt,
+        tier=job.spec.tier,
+        width=job.spec.width,
+        height=job.spec.height,
+        started_at=job.started_at,
+        finished_at=job.finished_at,
+        notes=notes,
+        error=job.error,
+        seed=job.spec.sampling.seed,
+        live_url=f"/live/{job.id}.mp4",
+        video_url=f"/media/{job.id}.mp4" if has_video else None,
+        download_url=f"/media/{job.id}.mp4?download=1" if has_video else None,
+        thumbnail_url=f"/thumbnails/{job.id}.jpg" if folder.thumbnail.exists() else None,
+        share_url=f"/s/{job.share_token}" if features.share else None,
+        can_cancel=not job.state.has_ended and not job.cancel_requested,
+    )
+
+
+def shared_view(
+    job: Job, folder: JobFolder, position: int | None, features: Features
+) -> SharedJobView:
+    """What somebody with the link may know; arguments as `job_view`."""
+    base = f"/s/{job.share_token}"
+    has_video = folder.video.exists()
+    return SharedJobView(
+        **_progress(job, position),
+        title=job.spec.title,
+        tier=job.spec.tier,
+        width=job.spec.width,
+        height=job.spec.height,
+        live_url=f"{base}/live.mp4",
+        video_url=f"{base}/video.mp4" if has_video else None,
+        download_url=f"{base}/video.mp4?download=1" if has_video and features.download else None,
+        thumbnail_url=f"{base}/thumbnail.jpg" if folder.thumbnail.exists() else None,
+    )
+
+
+def download_name(job: Job) -> str:
+    """A file name made of the title: letters, digits, dashes."""
+    words = "".join(char if char.isalnum() else " " for char in job.spec.title).split()
+    return f"{'-'.join(words)[:60] or 'avatar'}.mp4"
+
+
+def _progress(job: Job, position: int | None) -> dict[str, Any]:
+    left = job.spec.total_frames - job.frames
+    running = job.state is JobState.RUNNING
+    return {
+        "state": job.state.value,
+        "position": position,
+        "stage": job.stage,
+        "frames": job.frames,
+        "total_frames": job.spec.total_frames,
+        "fps_measured": job.fps,
+        "realtime_factor": job.fps / FPS if job.fps else None,
+        "eta_s": left / job.fps if running and job.fps else None,
+        "attempt": job.attempt,
+        "created_at": job.created_at,
+    }
