@@ -14,7 +14,8 @@ from torch import Tensor
 from liveavatar.config import LATENT_FRAMES_PER_BLOCK
 from liveavatar.model.attention import KeyValue
 from liveavatar.model.audio_injection import BlockAudio, InjectedAudio
-from liveavatar.model.kv_cache import CacheShape, LayerCache, new_caches
+from liveavatar.model.kv_cache import CacheShape, ExactCache, LayerCache
+from liveavatar.model.quantised_cache import QuantisedCache
 from liveavatar.model.rope import (
     PREFILL_REFERENCE_FRAME,
     Rotation,
@@ -97,15 +98,10 @@ class Denoiser:
         self.grid = grid
         self.device = text_LD.device
         self.constants = transformer.constants(time, text_LD)
-        self.caches: list[LayerCache] = new_caches(
-            grid.cache_shape(
-                time.head_SD.shape[0] - 1, window_blocks, transformer.config.zip_frame_buckets
-            ),
-            [layer.self_attn.num_heads for layer in transformer.stack],
-            transformer.config.head_dim,
-            dtype=text_LD.dtype,
-            device=self.device,
+        shape = grid.cache_shape(
+            time.head_SD.shape[0] - 1, window_blocks, transformer.config.zip_frame_buckets
         )
+        self.caches = _new_caches(transformer, shape, like=text_LD)
         self._block_rotations: dict[int, Rotation] = {}
         self._audio: dict[int, tuple[InjectedAudio | None, ...]] = {}
 
@@ -148,10 +144,10 @@ class Denoiser:
         frame = reference_frame(first_frame, item.relative_distance)
         rows, columns = range(self.grid.rows), range(self.grid.columns)
         reference = self._rotation(grid_positions([frame], rows, columns))
-        views = [
+        views = (
             cache.open(item.step, item.block_index, item.version, reference)
             for cache in self.caches
-        ]
+        )
         return self.transformer(
             hidden_LD,
             item.step,
@@ -189,3 +185,23 @@ class Denoiser:
 
     def _rotation(self, positions_L3: np.ndarray) -> Rotation:
         return rotation_at(positions_L3, self.transformer.config.head_dim, self.device)
+
+
+def _new_caches(transformer: Transformer, shape: CacheShape, like: Tensor) -> list[LayerCache]:
+    """Make the zeroed caches of a range of layers, with the dtype and device of `like`."""
+    heads = [layer.self_attn.num_heads for layer in transformer.stack]
+    head_dim = transformer.config.head_dim
+    if not transformer.quantised_cache:
+        return [
+            ExactCache(shape, count, head_dim, dtype=like.dtype, device=like.device)
+            for count in heads
+        ]
+    # One layer runs at a time, so that one workspace does for all.
+    size = (shape.tokens, max(heads), head_dim)
+    workspace = KeyValue(like.new_zeros(size), like.new_zeros(size))
+    return [
+        QuantisedCache(
+            shape, KeyValue(workspace.key_KNH[:, :count], workspace.value_KNH[:, :count])
+        )
+        for count in heads
+    ]

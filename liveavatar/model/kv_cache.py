@@ -1,16 +1,16 @@
-"""Keys and values of one job: per layer and denoise step one buffer `[condition | ring]`.
+"""Keys and values of one job: what a layer's cache is, and the exact one.
 
 Every denoise step keeps its own ring, because a block attends to earlier blocks at the same noise
-level. The condition region lies in front of each ring, so that one attention call reads both
-without a copy; it is the same for all steps up to the reference keys, which move with every
-forward.
+level. The exact cache has one buffer `[condition | ring]` per layer and step, so that one attention
+call reads both without a copy; the condition is the same for all steps up to the reference keys,
+which move with every forward. `quantised_cache.py` has the one of half the size.
 
 Shapes: S denoise steps, K buffer tokens, C condition tokens, T tokens of a block, N heads, H head
 width.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 import torch
 
@@ -52,20 +52,88 @@ class CacheShape:
         return self.condition_tokens + blocks * self.block_tokens
 
 
+class CacheView(Protocol):
+    """What one forward of one layer touches; good until the next `open` of any layer's cache."""
+
+    def write(self, own: KeyValue) -> KeyValue:
+        """Keep the rotated keys and values (T, N, H) of the block at hand.
+
+        Returns:
+            All it attends to, (K, N, H): condition, earlier blocks of the window and itself.
+        """
+        ...
+
+
+class LayerCache(Protocol):
+    """Keys and values of one layer of one job, in whatever form they are held."""
+
+    def store_condition(self, version: int, condition: KeyValue, motion: Rotation) -> None:
+        """Keep a copy of the prefilled condition as `version`.
+
+        Args:
+            version: 0, then 1 after the refresh.
+            condition: un-rotated keys and values (C, N, H), reference tokens first.
+            motion: rotation of the tokens behind the reference; they never move, so it is applied
+                here, once.
+        """
+        ...
+
+    def open(self, step: int, block_index: int, version: int, reference: Rotation) -> CacheView:
+        """Prepare a forward of `block_index` at `step`.
+
+        Args:
+            step: denoise step, 0 <= step < S.
+            block_index: block number since the start of the video.
+            version: condition version this block uses.
+            reference: rotation of the reference tokens in this forward.
+        """
+        ...
+
+
+Condition = TypeVar("Condition")
+
+
+class Versions(Generic[Condition]):
+    """The stored versions of a condition; one is kept until every step has moved on.
+
+    The refresh after the first clip makes version 1 while blocks of version 0 may still be in
+    flight at later steps.
+    """
+
+    def __init__(self, num_steps: int) -> None:
+        self.stored: dict[int, Condition] = {}
+        self._of_step: list[int | None] = [None] * num_steps
+
+    def use(self, step: int, version: int) -> Condition:
+        """Return `version`, and drop what no step will use again."""
+        condition = self.stored[version]
+        self._of_step[step] = version
+        in_use = [used for used in self._of_step if used is not None]
+        if len(in_use) == len(self._of_step):
+            self.stored = {v: kept for v, kept in self.stored.items() if v >= min(in_use)}
+        return condition
+
+    def is_used(self, step: int, version: int) -> bool:
+        """Whether the last `use` of `step` was of `version`."""
+        return self._of_step[step] == version
+
+
 @dataclass(frozen=True)
-class CacheView:
-    """What one forward of one layer touches: where to write, and all it attends to."""
+class ExactView:
+    """Views of a buffer: where the block at hand goes, and all it attends to."""
 
     own: KeyValue
     window: KeyValue
 
+    def write(self, own: KeyValue) -> KeyValue:
+        """See `CacheView`."""
+        self.own.key_KNH.copy_(own.key_KNH)
+        self.own.value_KNH.copy_(own.value_KNH)
+        return self.window
 
-class LayerCache:
-    """Keys and values of one layer of one job.
 
-    Conditions come in versions: the refresh after the first clip makes version 1 while blocks of
-    version 0 may still be in flight at later steps. A version is kept until every step has moved
-    on.
+class ExactCache:
+    """Keys and values of one layer of one job as they were computed.
 
     Args:
         shape: sizes.
@@ -88,66 +156,27 @@ class LayerCache:
         size = (shape.num_steps, shape.tokens, num_heads, head_dim)
         self.key_SKNH = torch.zeros(size, dtype=dtype, device=device)
         self.value_SKNH = torch.zeros(size, dtype=dtype, device=device)
-        self._conditions: dict[int, KeyValue] = {}
-        self._version_of_step: list[int | None] = [None] * shape.num_steps
+        self._versions: Versions[KeyValue] = Versions(shape.num_steps)
 
     def store_condition(self, version: int, condition: KeyValue, motion: Rotation) -> None:
-        """Keep the prefilled condition as `version`.
-
-        Args:
-            version: 0, then 1 after the refresh.
-            condition: un-rotated keys and values (C, N, H), reference tokens first.
-            motion: rotation of the tokens behind the reference; they never move, so it is applied
-                here, once.
-        """
+        """See `LayerCache`."""
         fixed = self.shape.reference_tokens
         key_CNH = condition.key_KNH.clone()
         key_CNH[fixed:] = rotate(key_CNH[fixed:], motion)
-        self._conditions[version] = KeyValue(key_CNH, condition.value_KNH.clone())
+        self._versions.stored[version] = KeyValue(key_CNH, condition.value_KNH.clone())
 
-    def open(self, step: int, block_index: int, version: int, reference: Rotation) -> CacheView:
-        """Prepare the buffer of `step` for a forward of `block_index` and return its views.
-
-        Brings the condition region to `version` and turns the reference keys.
-
-        Args:
-            step: denoise step, 0 <= step < S.
-            block_index: block number since the start of the video.
-            version: condition version this block uses.
-            reference: rotation of the reference tokens in this forward.
-        """
-        condition = self._conditions[version]
+    def open(self, step: int, block_index: int, version: int, reference: Rotation) -> ExactView:
+        """Bring the condition region to `version` and turn its reference keys."""
         key_KNH, value_KNH = self.key_SKNH[step], self.value_SKNH[step]
-        if self._version_of_step[step] != version:
+        there = self._versions.is_used(step, version)
+        condition = self._versions.use(step, version)
+        if not there:
             key_KNH[: self.shape.condition_tokens] = condition.key_KNH
             value_KNH[: self.shape.condition_tokens] = condition.value_KNH
-            self._version_of_step[step] = version
-            self._drop_unused_versions()
         moving = slice(0, self.shape.reference_tokens)
         key_KNH[moving] = rotate(condition.key_KNH[moving], reference)
         slot, valid = self.shape.slot(block_index), self.shape.valid_tokens(block_index)
-        return CacheView(
+        return ExactView(
             own=KeyValue(key_KNH[slot], value_KNH[slot]),
             window=KeyValue(key_KNH[:valid], value_KNH[:valid]),
         )
-
-    def _drop_unused_versions(self) -> None:
-        in_use = {version for version in self._version_of_step if version is not None}
-        if None in self._version_of_step:
-            return
-        for version in [v for v in self._conditions if v < min(in_use)]:
-            del self._conditions[version]
-
-
-def new_caches(
-    shape: CacheShape,
-    heads_per_layer: Sequence[int],
-    head_dim: int,
-    *,
-    dtype: torch.dtype,
-    device: torch.device | str,
-) -> list[LayerCache]:
-    """Make the zeroed caches of a range of layers for one job."""
-    return [
-        LayerCache(shape, heads, head_dim, dtype=dtype, device=device) for heads in heads_per_layer
-    ]

@@ -14,7 +14,7 @@ Source: Alibaba-Quark/LiveAvatar at 9c2c38d, causal S2V model; Wan-Video/Wan2.2 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -131,16 +131,15 @@ class Layer(nn.Module):
             modulation_6D: this timestep's row, (6, D) float32.
             text: prompt keys and values.
             rotation: positions of the block's tokens.
-            cache: views of this layer's buffer; `cache.own` is overwritten.
+            cache: keeps the block's keys and values, and gives what it attends to.
             audio: the block's speech; None for layers without injection.
 
         Returns:
             (L, D), dtype of `hidden_LD`.
         """
         query_LNH, own = self._project(hidden_LD, modulation_6D)
-        cache.own.key_KNH.copy_(rotate(own.key_KNH, rotation))
-        cache.own.value_KNH.copy_(own.value_KNH)
-        attended_LD = attend(rotate(query_LNH, rotation), cache.window)
+        window = cache.write(KeyValue(rotate(own.key_KNH, rotation), own.value_KNH))
+        attended_LD = attend(rotate(query_LNH, rotation), window)
         hidden_LD = self._finish(hidden_LD, attended_LD, modulation_6D, text)
         if self.audio is None or audio is None:
             return hidden_LD
@@ -204,6 +203,7 @@ class Transformer(nn.Module):
         config: shape of the whole network.
         layers: layer numbers to build, in a row; all by default. ValueError for others.
         dtype: of the large matrices; modulation and head stay float32.
+        quantised_cache: whether jobs keep their keys and values in 8 bits.
     """
 
     def __init__(
@@ -211,9 +211,12 @@ class Transformer(nn.Module):
         config: TransformerConfig,
         layers: range | None = None,
         dtype: torch.dtype = torch.float32,
+        *,
+        quantised_cache: bool = False,
     ) -> None:
         super().__init__()
         self.config = config
+        self.quantised_cache = quantised_cache
         whole = range(config.num_layers)
         self.layer_range = whole if layers is None else layers
         if not self.layer_range or self.layer_range != whole[slice(*_ends(self.layer_range))]:
@@ -264,10 +267,14 @@ class Transformer(nn.Module):
         step: int,
         constants: JobConstants,
         rotation: Rotation,
-        caches: Sequence[CacheView],
+        caches: Iterable[CacheView],
         audio: Sequence[InjectedAudio | None],
     ) -> Tensor:
-        """Run this range on a block's residual stream (L, D) at denoise step `step`."""
+        """Run this range on a block's residual stream (L, D) at denoise step `step`.
+
+        The view of a layer's cache is taken right before the layer runs: caches that share a
+        workspace are opened one at a time.
+        """
         for layer, constant, cache, heard in zip(
             self.stack, constants.layers, caches, audio, strict=True
         ):

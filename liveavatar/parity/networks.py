@@ -25,7 +25,7 @@ from liveavatar.model.audio_encoder import stored_name as stored_wav2vec_name
 from liveavatar.model.audio_injection import AudioEncoder
 from liveavatar.model.checkpoint_files import TensorFiles, load_into
 from liveavatar.model.denoiser import Denoiser, Item, TokenGrid
-from liveavatar.model.kv_cache import CacheShape, LayerCache
+from liveavatar.model.kv_cache import CacheShape, ExactCache
 from liveavatar.model.rope import Rotation
 from liveavatar.model.text_encoder import encode_ids, encoder_config
 from liveavatar.model.text_encoder import stored_name as stored_text_name
@@ -110,7 +110,7 @@ def _rotation(inputs: Mapping[str, Tensor], prefix: str) -> Rotation:
 
 def _recorded_cache(
     fixture: Fixture, inputs: Mapping[str, Tensor], config: TransformerConfig
-) -> LayerCache:
+) -> ExactCache:
     stated = fixture.config
     shape = CacheShape(
         num_steps=1,
@@ -119,7 +119,7 @@ def _recorded_cache(
         block_tokens=stated["tokens_per_frame"] * stated["frames"],
         window_blocks=stated["ring_blocks"],
     )
-    cache = LayerCache(shape, config.num_heads, config.head_dim, dtype=torch.float32, device="cpu")
+    cache = ExactCache(shape, config.num_heads, config.head_dim, dtype=torch.float32, device="cpu")
     cache.key_SKNH[0, shape.condition_tokens :] = inputs["ring.k"][0]
     cache.value_SKNH[0, shape.condition_tokens :] = inputs["ring.v"][0]
     nothing = torch.zeros(0, config.head_dim // 2)
@@ -172,6 +172,7 @@ def _check_rings(
     for name in [name for name in outputs if name.startswith("ring.")]:
         _, step, part, layer = name.split(".")
         cache = denoiser.caches[int(layer)]
+        assert isinstance(cache, ExactCache)
         buffer = cache.key_SKNH if part == "k" else cache.value_SKNH
         ring = buffer[int(step.removeprefix("step")), cache.shape.condition_tokens :]
         yield fixture.compare(name, ring[None], outputs[name])

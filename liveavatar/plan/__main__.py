@@ -35,6 +35,7 @@ _PARTS = (
     ("weights", "weights"),
     ("rings", "rings"),
     ("condition", "condition"),
+    ("workspace", "workspace"),
     ("text", "text"),
     ("in_flight", "in flight"),
     ("activations", "activ."),

@@ -75,7 +75,9 @@ class RankMemory:
     Attributes:
         weights: layers of the transformer; on the media rank condition embedder and decoder.
         rings: keys and values of the window, for every denoise step.
-        condition: the condition's keys and values in front of every ring, and the stored versions.
+        condition: keys and values of the condition's stored versions, and where the cache is exact
+            those in front of every ring.
+        workspace: the window of the layer at work, brought back from 8 bits.
         text: keys and values of the prompt.
         in_flight: modulation, speech and positions of begun blocks, samples, waiting messages.
         activations: inside a layer, an encoder or the decoder.
@@ -87,6 +89,7 @@ class RankMemory:
     weights: int = 0
     rings: int = 0
     condition: int = 0
+    workspace: int = 0
     text: int = 0
     in_flight: int = 0
     activations: int = 0
@@ -128,8 +131,8 @@ class LayoutPlan:
         size_hw: height and width planned for, pixels.
         machine: what it runs on.
         stages: layers of each pipeline stage.
-        chosen: in the precision that will be run: the first available one that fits, else the first
-            available one.
+        chosen: in the precision that will be run: the first available one that fits, else the
+            smallest available one.
         fits: whether `chosen` fits.
         jobs_at_once: jobs whose caches fit beside each other, 0 to 2. With 1, the next job must
             not be opened at the stages before the one that renders has ended.
@@ -215,7 +218,8 @@ def plan_layout(
     candidates = GPU_CANDIDATES if machine.num_gpus else CPU_CANDIDATES
     estimates = [_estimate(question, precision) for precision in candidates]
     runnable = [estimate for estimate in estimates if estimate.precision.available]
-    chosen = next((e for e in runnable if e.largest <= machine.memory_bytes), runnable[0])
+    fitting = (e for e in runnable if e.largest <= machine.memory_bytes)
+    chosen = next(fitting, min(runnable, key=lambda estimate: estimate.largest))
     fits = chosen.largest <= machine.memory_bytes
     two_jobs = _estimate(question, chosen.precision, num_jobs=MOST_JOBS)
     jobs_at_once = int(fits) + (fits and two_jobs.largest <= machine.memory_bytes)
@@ -244,13 +248,15 @@ def _stage_memory(
     tokens = stage.count_tokens(config, question.size_hw, sampling)
     pipeline = Pipeline(len(question.stages), sampling.num_steps)
     jobs_layers = num_jobs * len(layers)
-    condition = stage.condition_copies(sampling) * tokens.condition * 2 * config.dim
+    rings = stage.ring_values(config, tokens, sampling)
+    condition = stage.condition_copies(sampling, precision) * tokens.condition * 2 * config.dim
     constants = stage.modulation_bytes(config, sampling)
     flying = stage.in_flight_bytes(config, layers, tokens, pipeline, precision)
     return RankMemory(
         weights=stage.stage_weights(config, layers, precision),
-        rings=jobs_layers * stage.ring_values(config, tokens, sampling) * precision.cache_bytes,
-        condition=jobs_layers * condition * precision.cache_bytes,
+        rings=jobs_layers * precision.cache_bytes(rings, config.head_dim),
+        condition=jobs_layers * precision.cache_bytes(condition, config.head_dim),
+        workspace=num_jobs * stage.workspace_bytes(config, tokens, precision),
         text=jobs_layers * stage.text_bytes(config, precision),
         in_flight=jobs_layers * constants + num_jobs * flying,
         activations=stage.activation_bytes(config, layers, tokens, precision),

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 FLOAT32_BYTES = 4
+SCALE_BYTES = 2  # bfloat16, of the keys or values of a token and head
 
 
 @dataclass(frozen=True)
@@ -11,8 +12,8 @@ class Precision:
 
     Attributes:
         weights: of the layers' matrices: "float32", "bfloat16" or "fp8" (e4m3, as `Fp8Linear`).
-        cache: of keys and values: "float32", "bfloat16" or "8-bit" (one byte per value; scales, a
-            few per cent, are not counted).
+        cache: of keys and values: "float32", "bfloat16" or "8-bit" (int8 with a bfloat16 scale per
+            token and head, as `QuantisedCache`).
         available: whether this version can run it. Those it cannot run are there to say what would
             help; they are never chosen.
     """
@@ -32,9 +33,15 @@ class Precision:
         return 1 if self.weights == "fp8" else self.value_bytes
 
     @property
-    def cache_bytes(self) -> int:
-        """Bytes of one key or value."""
-        return {"float32": FLOAT32_BYTES, "bfloat16": 2, "8-bit": 1}[self.cache]
+    def quantises_cache(self) -> bool:
+        """Whether keys and values are held in 8 bits, and brought back into a workspace."""
+        return self.cache == "8-bit"
+
+    def cache_bytes(self, num_values: int, head_dim: int) -> int:
+        """Bytes of keys and values of heads of width `head_dim`, their scales included."""
+        if self.quantises_cache:
+            return num_values + num_values // head_dim * SCALE_BYTES
+        return num_values * (FLOAT32_BYTES if self.cache == "float32" else 2)
 
     def __str__(self) -> str:
         """Name it for people."""
@@ -48,8 +55,8 @@ BFLOAT16 = Precision("bfloat16", "bfloat16", available=True)
 
 GPU_CANDIDATES = (
     BFLOAT16,
+    Precision("bfloat16", "8-bit", available=True),
     Precision("fp8", "bfloat16", available=False),
-    Precision("bfloat16", "8-bit", available=False),
     Precision("fp8", "8-bit", available=False),
 )
 CPU_CANDIDATES = (FLOAT32,)

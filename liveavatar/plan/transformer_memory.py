@@ -149,13 +149,21 @@ def ring_values(config: TransformerConfig, tokens: Tokens, sampling: SamplingCon
     return sampling.num_steps * tokens.ring * 2 * config.dim
 
 
-def condition_copies(sampling: SamplingConfig) -> int:
+def condition_copies(sampling: SamplingConfig, precision: Precision) -> int:
     """Copies of the condition's keys and values a layer holds at most.
 
-    One in front of every step's ring, and the stored versions: a second one from the refresh after
-    the first clip until every step has moved on.
+    The stored versions: a second one from the refresh after the first clip until every step has
+    moved on. And where the cache is exact, one in front of every step's ring.
     """
-    return sampling.num_steps + (2 if sampling.num_clip > 1 else 1)
+    versions = 2 if sampling.num_clip > 1 else 1
+    return versions if precision.quantises_cache else versions + sampling.num_steps
+
+
+def workspace_bytes(config: TransformerConfig, tokens: Tokens, precision: Precision) -> int:
+    """Bytes of the one window that a job brings back from 8 bits at a time."""
+    if not precision.quantises_cache:
+        return 0
+    return (tokens.condition + tokens.ring) * 2 * config.dim * precision.value_bytes
 
 
 def text_bytes(config: TransformerConfig, precision: Precision) -> int:

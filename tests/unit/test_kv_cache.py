@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from liveavatar.model.attention import KeyValue, attend
-from liveavatar.model.kv_cache import CacheShape, LayerCache, new_caches
+from liveavatar.model.kv_cache import CacheShape, ExactCache
 from liveavatar.model.rope import Rotation, grid_positions, rotate, rotation_at
 from tests.unit.tiny import seeded
 
@@ -37,22 +37,20 @@ def rotation(frame: int, count: int) -> Rotation:
 MOTION_ROTATION = rotation(-1, MOTION)
 
 
-def poisoned_cache(window: int) -> LayerCache:
-    cache = LayerCache(shape(window), HEADS, HEAD_DIM, dtype=torch.float32, device="cpu")
+def poisoned_cache(window: int) -> ExactCache:
+    cache = ExactCache(shape(window), HEADS, HEAD_DIM, dtype=torch.float32, device="cpu")
     cache.key_SKNH.fill_(float("nan"))
     cache.value_SKNH.fill_(float("nan"))
     return cache
 
 
 def forward(
-    cache: LayerCache, block: int, *, step: int = 0, version: int = 0, reference: int = 30
+    cache: ExactCache, block: int, *, step: int = 0, version: int = 0, reference: int = 30
 ) -> Tensor:
     """One forward of a layer: write the block's own tokens, attend to the window."""
     own = tokens(BLOCK, seed=100 * (step + 1) + block)
     view = cache.open(step, block, version, rotation(reference, REFERENCE))
-    view.own.key_KNH.copy_(own.key_KNH)
-    view.own.value_KNH.copy_(own.value_KNH)
-    return attend(query(block, step), view.window)
+    return attend(query(block, step), view.write(own))
 
 
 def query(block: int, step: int) -> Tensor:
@@ -156,9 +154,9 @@ def test_an_old_version_is_kept_until_every_step_has_moved_on() -> None:
         forward(cache, 0, step=step)
     cache.store_condition(1, tokens(REFERENCE + MOTION, seed=2), MOTION_ROTATION)
     forward(cache, 2, step=0, version=1)
-    assert set(cache._conditions) == {0, 1}
+    assert set(cache._versions.stored) == {0, 1}
     forward(cache, 2, step=1, version=1)
-    assert set(cache._conditions) == {1}
+    assert set(cache._versions.stored) == {1}
 
 
 def test_a_version_that_comes_before_all_steps_have_begun_drops_nothing() -> None:
@@ -179,12 +177,3 @@ def test_a_stored_condition_is_a_copy() -> None:
     condition.value_KNH.zero_()
     wanted = expected(original, 0, 1)
     assert torch.allclose(forward(cache, 0).double(), wanted, atol=ROUNDING)
-
-
-def test_new_caches_share_nothing() -> None:
-    caches = new_caches(shape(2), [2, 1], HEAD_DIM, dtype=torch.bfloat16, device="cpu")
-    assert [cache.key_SKNH.shape[2] for cache in caches] == [2, 1]
-    assert {cache.key_SKNH.dtype for cache in caches} == {torch.bfloat16}
-    assert not any(cache.key_SKNH.any() or cache.value_SKNH.any() for cache in caches)
-    starts = {t.data_ptr() for c in caches for t in (c.key_SKNH, c.value_SKNH)}
-    assert len(starts) == 4

@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -18,6 +18,8 @@ from liveavatar.errors import ConfigError
 from liveavatar.model import audio_encoder, checkpoint
 from liveavatar.model.denoiser import Denoiser, Item, TokenGrid
 from liveavatar.model.fp8 import Fp8Linear
+from liveavatar.model.kv_cache import ExactCache
+from liveavatar.model.quantised_cache import Int8KeyValue, QuantisedCache
 from liveavatar.model.transformer import ConditionEmbedder, Layer, Transformer
 from liveavatar.model.vae import Decoder, Encoder, VAEConfig, encode_still
 from liveavatar.model.vae_stream import decode_step, new_decoder_state
@@ -41,6 +43,7 @@ WAN = TransformerConfig()
 BALANCED = SamplingConfig(num_clip=50)
 PORTRAIT_HW = (640, 384)
 FOUR_GPUS = Machine(4, int(22.15 * GIB))
+THREE_GPUS = Machine(3, int(22.15 * GIB))
 DTYPES = {BFLOAT16: torch.bfloat16, FLOAT32: torch.float32}
 TINY_VAE_SHAPE = VAEShape(dim=4, num_res_blocks=1)
 TINY_TEXT_SHAPE = TextEncoderShape(256, 32, 32, 4, 48, 2)
@@ -60,6 +63,12 @@ def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
 def storage_bytes(*tensors: Tensor) -> int:
     """Bytes of the distinct storages behind tensors."""
     return sum({id(s): s.nbytes() for s in (t.untyped_storage() for t in tensors)}.values())
+
+
+def int8_bytes(*held: Int8KeyValue) -> int:
+    """Bytes of keys and values in 8 bits with their scales."""
+    vectors = [int8 for kv in held for int8 in (kv.key, kv.value)]
+    return storage_bytes(*(t for int8 in vectors for t in (int8.values, int8.scale)))
 
 
 class PeakMemory(TorchDispatchMode):
@@ -127,7 +136,7 @@ def test_fp8_weights_are_those_of_the_quantised_layers() -> None:
             if isinstance(child, nn.Linear):
                 setattr(module, name, Fp8Linear(child))
     held = sum(value.nbytes for value in built.state_dict().values())
-    assert stage.layer_weights(TINY, GPU_CANDIDATES[1], injects=True) == held
+    assert stage.layer_weights(TINY, GPU_CANDIDATES[2], injects=True) == held
 
 
 @pytest.mark.parametrize(
@@ -180,7 +189,8 @@ def test_caches_and_constants_of_a_job_are_those_counted() -> None:
     tokens = stage.count_tokens(TINY, (64, 64), sampling)
     rings = stage.ring_values(TINY, tokens, sampling) * 4
     condition = tokens.condition * 2 * TINY.dim * 4
-    buffers = storage_bytes(*(t for c in state.caches for t in (c.key_SKNH, c.value_SKNH)))
+    caches = [cast(ExactCache, cache) for cache in state.caches]
+    buffers = storage_bytes(*(t for c in caches for t in (c.key_SKNH, c.value_SKNH)))
     assert buffers == TINY.num_layers * (rings + sampling.num_steps * condition)
 
     hidden = models().transformer.embed_condition(
@@ -188,17 +198,44 @@ def test_caches_and_constants_of_a_job_are_those_counted() -> None:
     )
     state.prefill(hidden, 0)
     state.prefill(hidden, 1)
-    kept = [kv for cache in state.caches for kv in cache._conditions.values()]
+    kept = [kv for cache in caches for kv in cache._versions.stored.values()]
     stored = storage_bytes(*(t for kv in kept for t in (kv.key_KNH, kv.value_KNH)))
     assert stored == TINY.num_layers * 2 * condition
-    assert stage.condition_copies(sampling) == sampling.num_steps + 2
-    assert stage.condition_copies(SamplingConfig(num_steps=2)) == 3, "one clip has no refresh"
+    assert stage.condition_copies(sampling, FLOAT32) == sampling.num_steps + 2
+    one_clip = SamplingConfig(num_steps=2)
+    assert stage.condition_copies(one_clip, FLOAT32) == 3, "one clip has no refresh"
 
     for constants in state.constants.layers:
         text = storage_bytes(constants.text.key_KNH, constants.text.value_KNH)
         assert text == stage.text_bytes(TINY, FLOAT32)
         modulation = storage_bytes(constants.modulation_S6D)
         assert modulation == stage.modulation_bytes(TINY, sampling)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_caches_in_8_bits_are_those_counted(dtype: torch.dtype) -> None:
+    precision = Precision(str(dtype).removeprefix("torch."), "8-bit", available=True)
+    work = job(4, window=2, steps=2)
+    sampling = SamplingConfig(num_steps=2, infer_frames=24, num_clip=2)
+    tokens = stage.count_tokens(TINY, (64, 64), sampling)
+    network = Transformer(TINY, range(2), dtype, quantised_cache=True).requires_grad_(False)
+    embedder = ConditionEmbedder(TINY, dtype).requires_grad_(False)
+    text_LD = torch.zeros(TINY.text_len, TINY.dim, dtype=dtype)
+    time = embedder.embed_time(work.schedule.timesteps)
+    state = Denoiser(network, time, text_LD, TokenGrid(4, 4), window_blocks=2)
+    hidden = torch.zeros(tokens.condition, TINY.dim, dtype=dtype)
+    state.prefill(hidden, 0)
+    state.prefill(hidden, 1)
+    caches = [cast(QuantisedCache, cache) for cache in state.caches]
+
+    rings = precision.cache_bytes(stage.ring_values(TINY, tokens, sampling), TINY.head_dim)
+    assert int8_bytes(*(cache.ring for cache in caches)) == 2 * rings
+    values = stage.condition_copies(sampling, precision) * tokens.condition * 2 * TINY.dim
+    stored = [kv for cache in caches for kv in cache._versions.stored.values()]
+    assert int8_bytes(*stored) == 2 * precision.cache_bytes(values, TINY.head_dim)
+    windows = (cache.workspace for cache in caches)
+    held = storage_bytes(*(t for kv in windows for t in (kv.key_KNH, kv.value_KNH)))
+    assert held == stage.workspace_bytes(TINY, tokens, precision)
 
 
 def test_speech_and_positions_of_a_block_are_those_counted() -> None:
@@ -265,8 +302,8 @@ WIDE = TransformerConfig(
 )
 
 
-def wide_stage(precision: Precision, layers: range) -> Transformer:
-    part = Transformer(WIDE, layers, DTYPES[precision])
+def wide_stage(precision: Precision, layers: range, *, quantised_cache: bool) -> Transformer:
+    part = Transformer(WIDE, layers, DTYPES[precision], quantised_cache=quantised_cache)
     for parameter in part.parameters():
         parameter.data.fill_(0.01)
     return part.requires_grad_(False)
@@ -274,9 +311,12 @@ def wide_stage(precision: Precision, layers: range) -> Transformer:
 
 @pytest.mark.parametrize("precision", DTYPES, ids=str)
 @pytest.mark.parametrize("layers", [range(1), range(1, 2)], ids=["plain", "injecting"])
-def test_the_peak_inside_a_layer_is_that_of_a_run(precision: Precision, layers: range) -> None:
+@pytest.mark.parametrize("quantised_cache", [False, True], ids=["exact", "8-bit"])
+def test_the_peak_inside_a_layer_is_that_of_a_run(
+    precision: Precision, layers: range, quantised_cache: bool
+) -> None:
     dtype, side = DTYPES[precision], 8
-    part = wide_stage(precision, layers)
+    part = wide_stage(precision, layers, quantised_cache=quantised_cache)
     embedder = ConditionEmbedder(WIDE, dtype).requires_grad_(False)
     text_LD = torch.zeros(WIDE.text_len, WIDE.dim, dtype=dtype)
     grid = TokenGrid(side, side)
@@ -407,7 +447,7 @@ def test_three_stages_need_the_specified_sum_and_the_codes_further_copies(
     # The specification's first stage also has the embedding of time, text and speech; 0.65 GB.
     specified[0] += int(0.65e9)
     assert [need / 1e9 for need in specified] == pytest.approx(expected, abs=0.15)
-    plan = plan_layout(Network(), size_hw, BALANCED, FOUR_GPUS)
+    plan = plan_layout(Network(), size_hw, BALANCED, Machine(4, 80 * GIB))
     for rank, part, need in zip(plan.ranks, stages, specified, strict=False):
         held = rank.weights + rank.rings + rank.condition + rank.text
         embedders = int(0.65e9) * (part.start == 0)
@@ -433,17 +473,15 @@ def test_the_fast_tier_fits_four_small_gpus() -> None:
 
 
 def test_a_refusal_says_what_is_short_and_what_would_help() -> None:
-    plan = plan_tier("balanced")
+    plan = plan_tier("balanced", THREE_GPUS)
     assert not plan.fits
     assert plan.precision.available, "what cannot run is never chosen"
     assert plan.jobs_at_once == 0
-    assert plan.verdict.startswith("does not fit: with bfloat16 weights and K/V rank 0 needs ")
+    assert plan.verdict.startswith("does not fit: with bfloat16 weights, 8-bit K/V rank 0 needs ")
     assert "of 22.15 GiB usable" in plan.verdict
-    assert "rank 3" not in plan.reasons[0]
-    assert "which this version cannot run yet" in plan.verdict
-    assert "5 such GPUs would be enough" in plan.verdict
-    enough = plan_tier("balanced", Machine(5, FOUR_GPUS.memory_bytes))
-    assert enough.fits
+    assert "rank 2" not in plan.reasons[0]
+    assert "4 such GPUs would be enough" in plan.verdict
+    assert plan_tier("balanced").fits
     assert "\n" not in plan.verdict
 
 
@@ -452,6 +490,15 @@ def test_a_refusal_that_nothing_planned_would_help_names_the_rank() -> None:
     assert "; even with fp8 weights, 8-bit K/V rank 0 needs " in plan.verdict
     assert "such GPUs" not in plan.verdict, "the text encoder alone is larger"
     assert "would fit" not in plan.verdict
+
+
+def test_keys_and_values_go_to_8_bits_where_bfloat16_does_not_fit() -> None:
+    plan = plan_tier("balanced")
+    assert plan.fits
+    assert str(plan.precision) == "bfloat16 weights, 8-bit K/V"
+    assert max(rank.total for rank in plan.ranks) < 20 * GIB
+    roomy = plan_tier("balanced", Machine(4, 28 * GIB))
+    assert (roomy.fits, roomy.precision) == (True, BFLOAT16)
 
 
 def test_one_job_at_a_time_where_a_second_ones_caches_do_not_fit() -> None:
@@ -473,7 +520,7 @@ def test_one_gpu_carries_everything() -> None:
     plan = plan_tier("fast", Machine(1, 20 * GIB))
     assert plan.machine.devices == (0, 0)
     assert plan.chosen.device_bytes == (sum(rank.total for rank in plan.ranks),)
-    assert plan.reasons[0].startswith("with bfloat16 weights and K/V ranks 0+1 need ")
+    assert plan.reasons[0].startswith("with bfloat16 weights, 8-bit K/V ranks 0+1 need ")
 
 
 def test_the_cpu_runs_float32_and_no_gpu_is_asked_for() -> None:

@@ -7,6 +7,7 @@ text, embeds the timestep and encodes the speech again, and it concatenates the 
 import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from liveavatar.model.attention import KeyValue
 from liveavatar.model.denoiser import Denoiser, Item
+from liveavatar.model.kv_cache import ExactCache
 from liveavatar.model.rope import (
     block_positions,
     condition_positions,
@@ -352,7 +354,7 @@ def test_a_bfloat16_network_stays_close_to_float32_of_the_same_weights() -> None
     )
     for state, network in ((full, transformer()), (short, half)):
         state.prefill(network.embed_condition(inputs.reference_CFHW, inputs.motion_CFHW), 0)
-    assert {c.key_SKNH.dtype for c in short.caches} == {torch.bfloat16}
+    assert {cast(ExactCache, c).key_SKNH.dtype for c in short.caches} == {torch.bfloat16}
     for block, step in itertools.product(range(3), range(2)):
         heard = inputs.speech_AV[:, 12 * block : 12 * block + 12]
         item, sample = Item(block, step, 0, 12), job.draws.noise(block)
