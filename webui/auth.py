@@ -1,10 +1,256 @@
-"""Logging in: one gate in front of every route, for browsers by a page, for programs by Basic."""
+"""Logging in: one gate in front of every route, for browsers by a page, for programs by Basic.
+
+A session is a cookie signed with a key of this installation; nothing is kept on the server, so a
+restart logs nobody out. Whoever is logged in is an operator.
+"""
 
 from __future__ import annotations
 
-from fastapi import Request
+import base64
+import binascii
+import hashlib
+import hmac
+import html
+import os
+import secrets
+import time
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import parse_qs, quote
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from liveavatar.errors import ConfigError
+from webui.schemas import RefusalError
+
+SESSION_COOKIE = "la_session"
+
+_SESSION_S = 14 * 24 * 3600
+_MAX_FORM_BYTES = 4096
+_MOST_FAILURES = 10
+_FAILURES_S = 60.0
+_USER_KEY = "liveavatar.user"
+
+router = APIRouter(include_in_schema=False)
+
+
+class Accounts:
+    """Who may log in, and their sessions.
+
+    Args:
+        passwords: by user name.
+        key: secret bytes that sign the sessions.
+    """
+
+    def __init__(self, passwords: Mapping[str, str], key: bytes) -> None:
+        self._key = key
+        self._digests = {user: self._digest(password) for user, password in passwords.items()}
+        self._failures: deque[float] = deque(maxlen=_MOST_FAILURES)
+
+    def check(self, user: str, password: str) -> bool:
+        """Whether a password is right; takes the same time for any wrong one.
+
+        Raises:
+            RefusalError: too many were wrong lately.
+        """
+        now = time.monotonic()
+        if len(self._failures) == _MOST_FAILURES and now - self._failures[0] < _FAILURES_S:
+            raise RefusalError(429, "too many wrong passwords; wait a minute")
+        # A user that is not there costs the same comparison.
+        known = self._digests.get(user, self._digest(secrets.token_hex(16)))
+        if hmac.compare_digest(known, self._digest(password)):
+            return True
+        self._failures.append(now)
+        return False
+
+    def new_session(self, user: str) -> str:
+        """A signed cookie for a user that is logged in."""
+        name = base64.urlsafe_b64encode(user.encode()).decode()
+        text = f"{name}.{int(time.time()) + _SESSION_S}"
+        return f"{text}.{self._signature(text)}"
+
+    def user_of(self, headers: Headers, cookies: Mapping[str, str]) -> str | None:
+        """Who sends a request: by session or by Basic authentication; None if nobody known."""
+        session = cookies.get(SESSION_COOKIE)
+        if session is not None and (user := self._user_of_session(session)) is not None:
+            return user
+        scheme, _, encoded = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "basic":
+            return None
+        try:
+            user, _, password = base64.b64decode(encoded, validate=True).decode().partition(":")
+        except (binascii.Error, ValueError):
+            return None
+        return user if self.check(user, password) else None
+
+    def _user_of_session(self, session: str) -> str | None:
+        text, _, signature = session.rpartition(".")
+        if not hmac.compare_digest(signature.encode(), self._signature(text).encode()):
+            return None
+        name, _, until = text.partition(".")
+        user = base64.urlsafe_b64decode(name).decode()
+        return user if user in self._digests and int(until) > time.time() else None
+
+    def _signature(self, text: str) -> str:
+        return hmac.new(self._key, f"session {text}".encode(), hashlib.sha256).hexdigest()
+
+    def _digest(self, password: str) -> bytes:
+        return hmac.new(self._key, f"password {password}".encode(), hashlib.sha256).digest()
+
+
+class LoginGate:
+    """ASGI middleware: nothing behind it answers to somebody who is not logged in.
+
+    Args:
+        app: what is behind it.
+        accounts: who may pass.
+        open_prefixes: paths that need no login beside the login page itself.
+    """
+
+    def __init__(
+        self, app: ASGIApp, accounts: Accounts, open_prefixes: tuple[str, ...] = ()
+    ) -> None:
+        self._app = app
+        self._accounts = accounts
+        self._open = open_prefixes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on with the user's name in the scope, or ask to log in."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope)
+        try:
+            user = self._accounts.user_of(request.headers, request.cookies)
+        except RefusalError as refusal:
+            body = {"error": {"field": None, "message": str(refusal)}}
+            await JSONResponse(body, status_code=refusal.status)(scope, receive, send)
+            return
+        path: str = scope["path"]
+        is_open = path in ("/login", "/login/") or path.startswith(self._open)
+        if user is None and not is_open:
+            await _ask_to_log_in(request)(scope, receive, send)
+            return
+        scope[_USER_KEY] = user
+        await self._app(scope, receive, send)
 
 
 def is_admin(request: Request) -> bool:
     """Whether the reader is the operator: logged in, where logging in is asked for."""
-    return bool(request.scope.get("liveavatar.user"))
+    return request.scope.get(_USER_KEY) is not None
+
+
+def read_accounts(text: str, source: str, key: bytes) -> Accounts:
+    """Read "USER:PASSWORD", one a line.
+
+    Args:
+        text: the lines.
+        source: where they come from, for messages; the text itself is never repeated.
+        key: secret bytes that sign the sessions.
+
+    Raises:
+        ConfigError: a line is no such pair.
+    """
+    passwords = {}
+    for line in text.splitlines():
+        if not line.strip():
+            continue
+        user, colon, password = line.strip().partition(":")
+        if not user or not colon or not password:
+            raise ConfigError(f"{source}: expected USER:PASSWORD, neither of them empty")
+        passwords[user] = password
+    if not passwords:
+        raise ConfigError(f"{source}: expected USER:PASSWORD, got nothing")
+    return Accounts(passwords, key)
+
+
+def installation_key(folder: Path) -> bytes:
+    """The secret of an installation; made at the first call, readable by its owner only."""
+    path = folder / "secret.key"
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return path.read_bytes()
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(secrets.token_bytes(32))
+    return path.read_bytes()
+
+
+@router.get("/login")
+async def login_page(request: Request) -> Response:
+    """The page to log in with."""
+    return HTMLResponse(_page(request.query_params.get("next", "/"), message=""))
+
+
+@router.post("/login")
+@router.post("/login/")
+async def log_in(request: Request) -> Response:
+    """Take a user name and a password; gives a browser a page, a program an answer in JSON."""
+    accounts: Accounts | None = request.app.state.accounts
+    body = await request.body()
+    if len(body) > _MAX_FORM_BYTES:
+        raise RefusalError(413, "the form is too long")
+    form = parse_qs(body.decode("utf-8", "replace"))
+    user, password, target = (form.get(name, [""])[0] for name in ("username", "password", "next"))
+    wants_page = "text/html" in request.headers.get("accept", "")
+    if accounts is not None and not accounts.check(user, password):
+        if wants_page:
+            page = _page(target, message="The name or the password is wrong.")
+            return HTMLResponse(page, status_code=401)
+        raise RefusalError(401, "the name or the password is wrong")
+    response: Response = JSONResponse({"success": True})
+    if wants_page:
+        response = RedirectResponse(_own_path(target), status_code=303)
+    if accounts is not None:
+        response.set_cookie(
+            SESSION_COOKIE,
+            accounts.new_session(user),
+            max_age=_SESSION_S,
+            httponly=True,
+            samesite="lax",
+            secure=request.url.scheme == "https",
+        )
+    return response
+
+
+@router.post("/logout")
+async def log_out() -> Response:
+    """Forget the session in this browser."""
+    response = RedirectResponse("/login", status_code=303)
+    response.delete_cookie(SESSION_COOKIE)
+    return response
+
+
+def _ask_to_log_in(request: Request) -> Response:
+    if request.method == "GET" and "text/html" in request.headers.get("accept", ""):
+        return RedirectResponse(f"/login?next={quote(request.url.path)}", status_code=303)
+    body = {"error": {"field": None, "message": "log in first"}}
+    # A script of our page gets no dialog of the browser's own.
+    is_script = "sec-fetch-mode" in request.headers
+    headers = {} if is_script else {"WWW-Authenticate": 'Basic realm="LiveAvatar"'}
+    return JSONResponse(body, status_code=401, headers=headers)
+
+
+def _own_path(target: str) -> str:
+    """A path on this server; "/" in place of anything that leads elsewhere."""
+    elsewhere = not target.startswith("/") or target.startswith(("//", "/\\"))
+    return "/" if elsewhere or any(ord(char) < 32 for char in target) else target
+
+
+def _page(target: str, message: str) -> str:
+    return f"""<!doctype html><html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width"><title>LiveAvatar</title>
+<style>body{{font:16px system-ui,sans-serif;display:grid;place-items:center;min-height:95vh;
+color-scheme:light dark}}form{{display:grid;gap:.8rem;width:18rem}}
+input,button{{font:inherit;padding:.6rem;border-radius:.5rem;border:1px solid #8888}}
+p{{color:#c33;margin:0}}</style></head>
+<body><form method="post" action="/login"><h1>LiveAvatar</h1>
+<p role="alert">{html.escape(message)}</p>
+<label>Name <input name="username" autocomplete="username" required autofocus></label>
+<label>Password <input name="password" type="password" autocomplete="current-password" required>
+</label><input type="hidden" name="next" value="{html.escape(_own_path(target))}">
+<button>Log in</button></form></body></html>"""

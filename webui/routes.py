@@ -110,7 +110,7 @@ Admin = Annotated[bool, Depends(is_admin)]
 @router.get("/api/config")
 async def config(request: Request, service: ServiceOf, admin: Admin) -> ConfigView:
     """What this server offers: model, tiers with their cost, limits, features."""
-    auth = request.app.state.asks_for_login
+    auth = request.app.state.accounts is not None
     return await in_thread(lambda: service.config_view(admin=admin, auth=auth))
 
 

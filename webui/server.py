@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from anyio import to_thread
@@ -15,8 +16,11 @@ from starlette.exceptions import HTTPException
 
 from liveavatar.engine.supervisor import Supervisor
 from liveavatar.errors import ConfigError, LiveAvatarError
-from webui import media_routes, routes
+from webui import api_page, auth, media_routes, routes, share_page
+from webui.auth import Accounts, LoginGate
+from webui.guard import Guard, GuardSettings
 from webui.live import LiveStreams
+from webui.mounting import gradio_folder
 from webui.schemas import ErrorAnswer, ErrorBody, describe, status_of
 from webui.service import VERSION, Service
 from webui.static_files import HashedFiles
@@ -28,10 +32,26 @@ STATIC_FOLDERS = ("css", "js", "images")
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Access:
+    """Who is let in.
+
+    Attributes:
+        accounts: who may log in; None lets everybody in.
+        hosts: names under which the server may be asked for, beside addresses and localhost.
+        trusts_proxy: believe the X-Forwarded-* headers of a proxy.
+    """
+
+    accounts: Accounts | None = None
+    hosts: frozenset[str] = frozenset()
+    trusts_proxy: bool = False
+
+
 def create_app(
     service: Service,
     supervisor: Supervisor | None = None,
     mount_page: Callable[[FastAPI, Service], FastAPI] | None = None,
+    access: Access = Access(),
     static: Path = STATIC,
 ) -> FastAPI:
     """Build the application.
@@ -40,6 +60,7 @@ def create_app(
         service: what it does.
         supervisor: started and stopped with it; None where another process renders.
         mount_page: mounts the visible page at "/", behind all routes; None for the routes alone.
+        access: who is let in.
         static: folder with `css`, `js` and `images`.
 
     Raises:
@@ -61,24 +82,49 @@ def create_app(
         version=VERSION,
         description="Talking avatars, streamed while they are generated.",
         lifespan=lifespan,
+        docs_url=None,
         redoc_url=None,
     )
     app.state.service = service
     app.state.streams = LiveStreams(service.store, service.spool)
-    app.state.asks_for_login = False
-    app.add_exception_handler(LiveAvatarError, _refuse)
-    app.add_exception_handler(RequestValidationError, _refuse_parameter)
-    app.add_exception_handler(HTTPException, _refuse_plainly)
-    app.add_exception_handler(Exception, _apologise)
-    app.include_router(media_routes.router)
-    app.include_router(routes.router)
+    app.state.accounts = access.accounts
+    app.state.static = static
+    _add_error_answers(app)
+    for router in (media_routes.router, routes.router, share_page.router, api_page.router):
+        app.include_router(router)
+    app.include_router(auth.router)
     for name in STATIC_FOLDERS:
         if not (static / name).is_dir():
             raise ConfigError(
                 f"static/{name}: the folder is missing at '{static}'; the checkout is not whole"
             )
         app.mount(f"/static/{name}", HashedFiles(static / name), name=f"static {name}")
-    return app if mount_page is None else mount_page(app, service)
+    if mount_page is not None:
+        mount_page(app, service)
+    _close(app, service, access)
+    return app
+
+
+def _close(app: FastAPI, service: Service, access: Access) -> None:
+    """Put the gates in front; the one that is added last is met first."""
+    if access.accounts is not None:
+        is_open = service.settings.features.open_share_links
+        prefixes = ("/s/", "/static/") if is_open else ()
+        app.add_middleware(LoginGate, accounts=access.accounts, open_prefixes=prefixes)
+    guarded = GuardSettings(
+        hosts=access.hosts,
+        body_bytes=service.settings.limits.body_bytes,
+        trusts_proxy=access.trusts_proxy,
+        files=gradio_folder(service),
+    )
+    app.add_middleware(Guard, settings=guarded)
+
+
+def _add_error_answers(app: FastAPI) -> None:
+    app.add_exception_handler(LiveAvatarError, _refuse)
+    app.add_exception_handler(RequestValidationError, _refuse_parameter)
+    app.add_exception_handler(HTTPException, _refuse_plainly)
+    app.add_exception_handler(Exception, _apologise)
 
 
 async def _refuse(_request: Request, error: Exception) -> JSONResponse:

@@ -1,0 +1,95 @@
+"""`gradio_client` submits, follows, cancels and downloads, through guard and login."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from gradio_client import Client, file
+
+from tests.unit.mp4_material import decode_video
+from tests.web.live_server import PORTRAIT, PROMPT, SPEECH, Installation, serve
+from webui.auth import read_accounts
+from webui.server import Access
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # the client and Gradio use what is deprecated
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    accounts = read_accounts("ann:secret", "test", b"key")
+    data = tmp_path_factory.mktemp("data")
+    installation = Installation(data, access=Access(accounts), with_page=True)
+    with serve(installation) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def client(address: str, tmp_path_factory: pytest.TempPathFactory) -> Client:
+    return Client(
+        address,
+        auth=("ann", "secret"),
+        verbose=False,
+        output_dir=str(tmp_path_factory.mktemp("output")),
+    )
+
+
+def submitted(client: Client, **changed: object) -> str:
+    job_id: str = client.predict(
+        file(str(PORTRAIT)),
+        file(str(SPEECH)),
+        changed.get("prompt", PROMPT),
+        changed.get("tier", "fast"),
+        changed.get("num_clip", 1),
+        None,
+        None,
+        7,
+        None,
+        "By client",
+        "",
+        api_name="/submit",
+    )
+    return job_id
+
+
+def test_a_client_submits_follows_and_downloads(client: Client) -> None:
+    job_id = submitted(client)
+    deadline = time.monotonic() + 20
+    while (view := client.predict(job_id, api_name="/status"))["state"] != "done":
+        assert time.monotonic() < deadline, view
+    assert (view["title"], view["seed"], view["total_frames"]) == ("By client", 7, 48)
+    video = Path(client.predict(job_id, api_name="/result"))
+    assert len(decode_video(video)) == 48
+
+
+def test_a_client_hears_what_is_wrong(client: Client) -> None:
+    with pytest.raises(ValueError, match=r"tier: expected fast or balanced or high, got 'huge'"):
+        submitted(client, tier="huge")
+    with pytest.raises(ValueError, match="there is no job 'nonsense'"):
+        client.predict("nonsense", api_name="/status")
+
+
+def test_cancelling_and_asking_too_early(client: Client) -> None:
+    job_id = submitted(client, num_clip=50)
+    view = client.predict(job_id, api_name="/cancel")
+    assert view["id"] == job_id
+    deadline = time.monotonic() + 20
+    while view["state"] not in ("cancelled", "done"):
+        assert time.monotonic() < deadline, view
+        view = client.predict(job_id, api_name="/status")
+
+
+def test_the_endpoints_are_described_and_named(client: Client) -> None:
+    described = client.view_api(return_format="dict")
+    assert {"/submit", "/status", "/cancel", "/result"} <= set(described["named_endpoints"])
+    names = [p["label"] for p in described["named_endpoints"]["/submit"]["parameters"]]
+    assert names[:4] == ["portrait", "speech", "prompt", "tier"]
+
+
+def test_without_login_there_is_no_client(address: str) -> None:
+    with pytest.raises(Exception, match=r"401|log in|Could not"):
+        Client(address, verbose=False)
+    assert httpx.get(f"{address}/config").status_code == 401
