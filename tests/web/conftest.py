@@ -13,13 +13,12 @@ from tests.web.live_server import Installation, serve
 @pytest.fixture(scope="package")
 def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     installation = Installation(tmp_path_factory.mktemp("data"))
-    with serve(installation) as address:
-        installation.address = address  # type: ignore[attr-defined]
+    with serve(installation):
         yield installation
 
 
 @pytest.fixture
 def client(installation: Installation) -> Iterator[httpx.Client]:
     """A browser of its own: its cookie jar is empty."""
-    with httpx.Client(base_url=installation.address, timeout=30) as client:  # type: ignore[attr-defined]
+    with httpx.Client(base_url=installation.address, timeout=30) as client:
         yield client

@@ -50,6 +50,7 @@ class Installation:
         model = ServedModel("test picture", is_demo=True)
         self.service = Service(self.store, self.spool, self.settings, model)
         self.supervisor = Supervisor(self.store, self.spool, self._make_group, SUPERVISOR)
+        self.address = ""
 
     def _make_group(self) -> FakeGroup:
         self.groups.append(FakeGroup(self.pace))
@@ -57,7 +58,8 @@ class Installation:
 
     def application(self) -> FastAPI:
         page = mount_page if self.with_page else None
-        return create_app(self.service, self.supervisor, page, self.access)
+        self.app = create_app(self.service, self.supervisor, page, self.access)
+        return self.app
 
 
 def free_port() -> int:
@@ -80,7 +82,8 @@ def serve(installation: Installation) -> Iterator[str]:
     thread.start()
     try:
         wait_until(lambda: server.started, "the server listens")
-        yield f"http://127.0.0.1:{port}"
+        installation.address = f"http://127.0.0.1:{port}"
+        yield installation.address
     finally:
         server.should_exit = True
         thread.join(20)

@@ -1,0 +1,174 @@
+"""Growing videos: many viewers, late and slow ones, broken connections; one file, one encoding."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from liveavatar.engine.fake import Pace
+from liveavatar.media.live_file import complete_length, measure_live_file
+from tests.web.live_server import Installation, serve, submit, wait_for_state, wait_until
+
+# Three seconds of video in one and a half, so that there is time to watch.
+STEADY = Pace(load_s=0.05, prepare_s=0.02, fps=60.0)
+CLIPS = {"num_clip": 2}
+
+
+@pytest.fixture(scope="module")
+def steady(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    installation = Installation(tmp_path_factory.mktemp("data"), pace=STEADY)
+    with serve(installation):
+        yield installation
+
+
+@pytest.fixture
+def client(steady: Installation) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=steady.address, timeout=30) as client:
+        yield client
+
+
+def test_many_viewers_early_and_late_get_the_same_bytes(
+    steady: Installation, client: httpx.Client
+) -> None:
+    job = submit(client, **CLIPS).json()
+    got: dict[int, bytes] = {}
+
+    def watch(number: int) -> None:
+        time.sleep(0.1 * number)
+        with httpx.Client(base_url=client.base_url, timeout=30) as viewer:
+            got[number] = viewer.get(job["live_url"]).content
+
+    threads = [threading.Thread(target=watch, args=(number,)) for number in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    whole = steady.spool.job(job["id"]).live.read_bytes()
+    assert sorted(got) == list(range(12))
+    assert set(map(len, got.values())) == {len(whole)}
+    assert set(got.values()) == {whole}
+    wait_for_state(client, job["id"], "done")
+
+
+def test_pictures_arrive_while_the_video_is_made_in_whole_segments(
+    client: httpx.Client, tmp_path: Path
+) -> None:
+    job = submit(client, **CLIPS).json()
+    received, part = b"", tmp_path / "part.mp4"
+    early = None
+    with client.stream("GET", job["live_url"]) as stream:
+        assert stream.headers["content-type"] == "video/mp4"
+        assert stream.headers["cache-control"] == "no-store"
+        assert stream.headers["x-accel-buffering"] == "no"
+        assert stream.headers["x-job-state"] in ("queued", "running")
+        assert "content-encoding" not in stream.headers
+        for chunk in stream.iter_raw():
+            received += chunk
+            if early is None and len(received) > 2000:
+                early = client.get(f"/api/jobs/{job['id']}").json()
+                part.write_bytes(received)
+                assert complete_length(part) == len(received)
+    assert early is not None
+    assert early["state"] == "running"
+    assert early["frames"] < 96
+    part.write_bytes(received)
+    assert measure_live_file(part).num_frames == 96
+    wait_for_state(client, job["id"], "done")
+
+
+def test_a_broken_connection_goes_on_at_its_byte(client: httpx.Client) -> None:
+    job = submit(client, **CLIPS).json()
+    received = b""
+    with client.stream("GET", job["live_url"]) as stream:
+        for chunk in stream.iter_raw():
+            received += chunk
+            if len(received) > 3000:
+                break  # and the connection is closed
+    received += client.get(job["live_url"], params={"from": len(received)}).content
+    assert received == client.get(job["live_url"]).content
+    size = len(received)
+    assert client.get(job["live_url"], params={"from": size}).content == b""
+    assert client.get(job["live_url"], params={"from": size + 99}).content == b""
+    for wrong in ("-1", "x"):
+        assert client.get(job["live_url"], params={"from": wrong}).status_code == 422
+    head = client.head(job["live_url"])
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["x-job-attempt"] == "1"
+    assert client.get(job["live_url"], params={"attempt": 2}).status_code == 409
+    wait_for_state(client, job["id"], "done")
+
+
+def test_a_viewer_that_does_not_read_holds_up_nobody(
+    steady: Installation, client: httpx.Client
+) -> None:
+    alone = submit(client, **CLIPS).json()
+    usual = wait_for_state(client, alone["id"], "done")
+    job = submit(client, **CLIPS).json()
+    host, port = client.base_url.host, client.base_url.port
+    idle = []
+    for _ in range(5):
+        connection = socket.create_connection((host, port))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.sendall(f"GET {job['live_url']} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        idle.append(connection)
+    assert len(client.get(job["live_url"]).content) > 0
+    done = wait_for_state(client, job["id"], "done")
+    taken, before = (view["finished_at"] - view["started_at"] for view in (done, usual))
+    assert taken < before + 1.0
+    for connection in idle:
+        connection.close()
+    wait_until(lambda: steady.app.state.streams.num_viewers == 0, "who is gone is forgotten")
+
+
+def test_watchers_of_a_waiting_job_see_it_from_its_first_byte(client: httpx.Client) -> None:
+    jobs = [submit(client, num_clip=1).json() for _ in range(3)]
+    assert len(client.get(jobs[2]["live_url"]).content) > 2000
+    for job in jobs:
+        wait_for_state(client, job["id"], "done")
+
+
+def test_viewers_of_an_attempt_that_ended_are_let_go(tmp_path: Path) -> None:
+    installation = Installation(tmp_path, pace=STEADY)
+    with serve(installation) as address, httpx.Client(base_url=address, timeout=30) as client:
+        job = submit(client, **CLIPS).json()
+        wait_until(lambda: client.get(f"/api/jobs/{job['id']}").json()["frames"] > 12, "frames")
+        got: list[bytes] = []
+        thread = threading.Thread(
+            target=lambda: got.append(httpx.get(address + job["live_url"], timeout=30).content)
+        )
+        thread.start()
+        time.sleep(0.2)
+        installation.groups[0].die("rank 0 was killed by signal 9")
+        thread.join(20)
+        assert not thread.is_alive()
+        (tmp_path / "first.mp4").write_bytes(got[0])
+        assert 12 < measure_live_file(tmp_path / "first.mp4").num_frames < 96
+        again = client.get(job["live_url"])
+        assert again.headers["x-job-attempt"] in ("1", "2")
+        done = wait_for_state(client, job["id"], "done")
+        assert (done["attempt"], done["frames"]) == (2, 96)
+
+
+def test_ranges_of_a_finished_video(client: httpx.Client) -> None:
+    job = submit(client, num_clip=1).json()
+    video = wait_for_state(client, job["id"], "done")["video_url"]
+    whole = client.get(video)
+    assert whole.headers["accept-ranges"] == "bytes"
+    size = len(whole.content)
+    for first, last in itertools.product((0, 1000), (1999, size + 5000)):
+        part = client.get(video, headers={"Range": f"bytes={first}-{last}"})
+        assert part.status_code == 206
+        assert part.content == whole.content[first : last + 1]
+        assert part.headers["content-range"] == f"bytes {first}-{min(last, size - 1)}/{size}"
+    tail = client.get(video, headers={"Range": "bytes=-500"})
+    assert tail.content == whole.content[-500:]
+    assert client.get(video, headers={"Range": f"bytes={size}-"}).status_code == 416
+    head = client.head(video)
+    assert int(head.headers["content-length"]) == size

@@ -1,0 +1,181 @@
+"""With a login asked for, no route answers a stranger; share links only when they are opened."""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+from starlette.routing import Mount, Route
+
+from liveavatar.errors import ConfigError
+from tests.web.live_server import SETTINGS, Installation, serve, submit, wait_for_state
+from webui.auth import Accounts, installation_key, read_accounts
+from webui.server import Access
+from webui.settings import Features
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Gradio uses what is deprecated
+KEY = b"k" * 32
+
+
+def accounts() -> Accounts:
+    return read_accounts("ann:secret\nbob:täglich", "test", KEY)
+
+
+@pytest.fixture(scope="module")
+def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    installation = Installation(
+        tmp_path_factory.mktemp("data"), access=Access(accounts()), with_page=True
+    )
+    with serve(installation):
+        yield installation
+
+
+@pytest.fixture
+def stranger(installation: Installation) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=installation.address, timeout=30) as client:
+        yield client
+
+
+@pytest.fixture
+def ann(installation: Installation) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=installation.address, timeout=30, auth=("ann", "secret")) as client:
+        yield client
+
+
+def routes_of(app: object) -> Iterator[tuple[str, str]]:
+    """Every route of the application and of Gradio in it: method and path."""
+    for route in app.routes:  # type: ignore[attr-defined]
+        if isinstance(route, Mount):
+            if hasattr(route.app, "routes"):
+                yield from ((method, route.path + path) for method, path in routes_of(route.app))
+            yield "GET", f"{route.path}/x"
+        elif isinstance(route, Route):
+            for method in route.methods or {"GET"}:
+                yield method, route.path
+
+
+def test_no_route_answers_a_stranger(installation: Installation, stranger: httpx.Client) -> None:
+    routes = set(routes_of(installation.app)) - {
+        (method, path) for method in ("GET", "POST", "HEAD") for path in ("/login", "/login/")
+    }
+    assert len(routes) > 60
+    assert {("POST", "/api/jobs"), ("GET", "/live/{job_id}.mp4"), ("POST", "/queue/join")} <= routes
+    answers = {
+        (method, path): stranger.request(method, path).status_code for method, path in routes
+    }
+    # Some are shut for everybody, before anybody is asked who he is.
+    assert set(answers.values()) <= {401, 404, 403, 411}
+    assert {
+        r: s for r, s in answers.items() if s != 401 and r[1].startswith(("/api/jobs", "/s/"))
+    } == {}
+    shut = {path for (_, path), status in answers.items() if status != 401}
+    assert all(
+        path.startswith(("/run", "/reset", "/proxy", "/file", "/stream", "/component_server",
+                         "/custom_component", "/dev", "/token", "/login_check")) for path in shut
+    ), shut  # fmt: skip
+    page = stranger.get("/", headers={"Accept": "text/html"})
+    assert (page.status_code, page.headers["location"]) == (303, "/login?next=/")
+
+
+def test_a_browser_logs_in_by_the_page_and_out_again(stranger: httpx.Client) -> None:
+    page = stranger.get("/login", params={"next": "/docs"})
+    assert 'value="/docs"' in page.text
+    html = {"Accept": "text/html"}
+    form = {"username": "ann", "password": "wrong", "next": "/docs"}
+    wrong = stranger.post("/login", data=form, headers=html)
+    assert (wrong.status_code, "is wrong" in wrong.text) == (401, True)
+    assert stranger.get("/api/config").status_code == 401
+    form["password"] = "secret"
+    right = stranger.post("/login", data=form, headers=html)
+    assert (right.status_code, right.headers["location"]) == (303, "/docs")
+    assert "HttpOnly" in right.headers["set-cookie"]
+    config = stranger.get("/api/config").json()
+    assert (config["features"]["auth"], config["features"]["admin"]) == (True, True)
+    assert stranger.post("/logout").status_code == 303
+    assert stranger.get("/api/config").status_code == 401
+
+
+@pytest.mark.parametrize("target", ["https://evil.example", "//evil.example", "/\\evil", "", "x"])
+def test_logging_in_leads_to_no_other_site(stranger: httpx.Client, target: str) -> None:
+    form = {"username": "bob", "password": "täglich", "next": target}
+    answer = stranger.post("/login", data=form, headers={"Accept": "text/html"})
+    assert (answer.status_code, answer.headers["location"]) == (303, "/")
+
+
+def test_a_program_sends_its_password_along(ann: httpx.Client, installation: Installation) -> None:
+    job = submit(ann).json()
+    wait_for_state(ann, job["id"], "done")
+    group = ann.get("/api/group").json()
+    assert [rank["role"] for rank in group["ranks"]] == ["stage 0", "stage 1", "stage 2", "media"]
+    assert group["errors"] == []
+    for auth in (("ann", "x"), ("eve", "secret"), ("", "")):
+        assert httpx.get(f"{installation.address}/api/config", auth=auth).status_code == 401
+    broken = {"Authorization": "Basic ###"}
+    assert httpx.get(f"{installation.address}/api/config", headers=broken).status_code == 401
+
+
+def forged(user: str, until: int, key: bytes) -> str:
+    return Accounts({user: "x"}, key).new_session(user).replace(".", f".{until}.", 0)
+
+
+def test_only_a_session_signed_here_counts(stranger: httpx.Client) -> None:
+    own = accounts().new_session("ann")
+    name, until, signature = own.split(".")
+    later = f"{name}.{int(until) + 1}.{signature}"
+    other = base64.urlsafe_b64encode(b"bob").decode()
+    strange = Accounts({"ann": "secret"}, b"another key").new_session("ann")
+    gone = Accounts({"eve": "x"}, KEY).new_session("eve")
+    for session in ("", ".", "x", "a.b.c", later, f"{other}.{until}.{signature}", strange, gone):
+        answer = stranger.get("/api/config", headers={"Cookie": f"la_session={session}"})
+        assert answer.status_code == 401, session
+    answer = stranger.get("/api/config", headers={"Cookie": f"la_session={own}"})
+    assert answer.status_code == 200
+
+
+def test_passwords_cannot_be_tried_out(tmp_path: Path) -> None:
+    with serve(Installation(tmp_path, access=Access(accounts()))) as address:
+        codes = [
+            httpx.get(f"{address}/healthz", auth=("ann", str(n))).status_code for n in range(12)
+        ]
+        assert codes == [401] * 10 + [429] * 2
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+def test_share_links_need_a_login_unless_they_are_opened(tmp_path: Path, is_open: bool) -> None:
+    settings = replace(SETTINGS, features=Features(open_share_links=is_open))
+    installation = Installation(tmp_path, settings=settings, access=Access(accounts()))
+    with serve(installation) as address:
+        with httpx.Client(base_url=address, timeout=30, auth=("ann", "secret")) as ann:
+            job = submit(ann).json()
+            wait_for_state(ann, job["id"], "done")
+        expected = 200 if is_open else 401
+        for path in ("", "/job", "/live.mp4", "/video.mp4", "/thumbnail.jpg"):
+            assert httpx.get(address + job["share_url"] + path).status_code == expected, path
+        assert httpx.get(address + job["live_url"]).status_code == 401
+
+
+def test_without_a_login_nobody_is_the_operator(tmp_path: Path) -> None:
+    with serve(Installation(tmp_path)) as address:
+        group = httpx.get(f"{address}/api/group").json()
+        assert (group["ranks"], group["jobs"], group["errors"]) == (None, None, None)
+        assert httpx.get(f"{address}/api/config").json()["features"]["admin"] is False
+
+
+@pytest.mark.parametrize("text", ["", "\n", "ann", "ann:", ":secret"])
+def test_accounts_that_are_none_are_refused_without_repeating_them(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"^auth: expected USER:PASSWORD") as caught:
+        read_accounts(text, "auth", KEY)
+    assert "secret" not in str(caught.value)
+
+
+def test_the_key_of_an_installation_stays_and_is_private(tmp_path: Path) -> None:
+    key = installation_key(tmp_path)
+    assert len(key) == 32
+    assert installation_key(tmp_path) == key
+    assert (tmp_path / "secret.key").stat().st_mode & 0o077 == 0
+    assert time.time() > 0
