@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -54,6 +53,8 @@ def routes_of(app: object) -> Iterator[tuple[str, str]]:
             if hasattr(route.app, "routes"):
                 yield from ((method, route.path + path) for method, path in routes_of(route.app))
             yield "GET", f"{route.path}/x"
+        elif hasattr(route, "original_router"):  # how FastAPI keeps what was included
+            yield from routes_of(route.original_router)
         elif isinstance(route, Route):
             for method in route.methods or {"GET"}:
                 yield method, route.path
@@ -65,19 +66,12 @@ def test_no_route_answers_a_stranger(installation: Installation, stranger: httpx
     }
     assert len(routes) > 60
     assert {("POST", "/api/jobs"), ("GET", "/live/{job_id}.mp4"), ("POST", "/queue/join")} <= routes
-    answers = {
-        (method, path): stranger.request(method, path).status_code for method, path in routes
-    }
     # Some are shut for everybody, before anybody is asked who he is.
-    assert set(answers.values()) <= {401, 404, 403, 411}
-    assert {
-        r: s for r, s in answers.items() if s != 401 and r[1].startswith(("/api/jobs", "/s/"))
-    } == {}
-    shut = {path for (_, path), status in answers.items() if status != 401}
-    assert all(
-        path.startswith(("/run", "/reset", "/proxy", "/file", "/stream", "/component_server",
-                         "/custom_component", "/dev", "/token", "/login_check")) for path in shut
-    ), shut  # fmt: skip
+    shut = ("/run", "/reset", "/proxy", "/file", "/stream", "/component_server", "/dev", "/token")
+    shut = (*shut, "/custom_component", "/login_check")
+    for method, path in routes:
+        status = stranger.request(method, path).status_code
+        assert status == 401 or (path.startswith(shut) and status in (403, 404)), (method, path)
     page = stranger.get("/", headers={"Accept": "text/html"})
     assert (page.status_code, page.headers["location"]) == (303, "/login?next=/")
 
@@ -119,10 +113,6 @@ def test_a_program_sends_its_password_along(ann: httpx.Client, installation: Ins
     assert httpx.get(f"{installation.address}/api/config", headers=broken).status_code == 401
 
 
-def forged(user: str, until: int, key: bytes) -> str:
-    return Accounts({user: "x"}, key).new_session(user).replace(".", f".{until}.", 0)
-
-
 def test_only_a_session_signed_here_counts(stranger: httpx.Client) -> None:
     own = accounts().new_session("ann")
     name, until, signature = own.split(".")
@@ -139,9 +129,8 @@ def test_only_a_session_signed_here_counts(stranger: httpx.Client) -> None:
 
 def test_passwords_cannot_be_tried_out(tmp_path: Path) -> None:
     with serve(Installation(tmp_path, access=Access(accounts()))) as address:
-        codes = [
-            httpx.get(f"{address}/healthz", auth=("ann", str(n))).status_code for n in range(12)
-        ]
+        tried = [httpx.get(f"{address}/healthz", auth=("ann", str(n))) for n in range(12)]
+        codes = [answer.status_code for answer in tried]
         assert codes == [401] * 10 + [429] * 2
 
 
@@ -178,4 +167,3 @@ def test_the_key_of_an_installation_stays_and_is_private(tmp_path: Path) -> None
     assert len(key) == 32
     assert installation_key(tmp_path) == key
     assert (tmp_path / "secret.key").stat().st_mode & 0o077 == 0
-    assert time.time() > 0
