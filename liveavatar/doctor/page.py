@@ -9,7 +9,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from liveavatar.doctor.finding import Finding, fail, ok, warn
+from liveavatar.doctor.finding import Finding, fail, ok, skip, warn
 
 TIMEOUT_S = 3.0
 LARGEST_ANSWER = 8 * 2**20
@@ -19,11 +19,19 @@ RELOAD = "reload without cache (Ctrl+Shift+R); then restart app.py from the fold
 
 @dataclass(frozen=True)
 class Answer:
-    """What a server said; status 0 when it said nothing."""
+    """What a server said; status 0 when it said nothing.
+
+    Attributes:
+        status: HTTP status.
+        kind: content type.
+        body: at most `LARGEST_ANSWER` bytes.
+        url: where a redirection led.
+    """
 
     status: int
     kind: str
     body: bytes
+    url: str
 
 
 def get(url: str) -> Answer:
@@ -31,29 +39,33 @@ def get(url: str) -> Answer:
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_S) as reply:
             kind = reply.headers.get("Content-Type", "")
-            return Answer(reply.status, kind, reply.read(LARGEST_ANSWER))
+            return Answer(reply.status, kind, reply.read(LARGEST_ANSWER), reply.url)
     except urllib.error.HTTPError as error:
         with error:
-            return Answer(error.code, error.headers.get("Content-Type", ""), error.read())
+            kind = error.headers.get("Content-Type", "")
+            return Answer(error.code, kind, error.read(LARGEST_ANSWER), url)
     except (OSError, ValueError):
-        return Answer(0, "", b"")
+        return Answer(0, "", b"", url)
 
 
 def is_ours(base: str) -> bool:
-    """Whether this application answers at `base`: its health has a group."""
+    """Whether this application answers at `base`: its health has a group, or a login before it."""
     answer = get(f"{base}/healthz")
     try:
         health = json.loads(answer.body)
     except ValueError:
         return False
-    return isinstance(health, dict) and "status" in health and "group" in health
+    if not isinstance(health, dict):
+        return False
+    asks = answer.status == 401 and isinstance(health.get("error"), dict)
+    return asks or ("status" in health and "group" in health)
 
 
 def check_page(base: str) -> Iterator[Finding]:
     """Fetch the page of a running server and everything it needs to show itself."""
     page = get(f"{base}/")
-    if page.status in (401, 403):
-        yield warn("page", "asks for a login", "log in with the browser; this cannot look further")
+    if page.status == 401 or page.url.startswith(f"{base}/login"):
+        yield skip("page", "asks for a login; this cannot look behind it")
         return
     if page.status != 200 or b"gradio" not in page.body:
         yield fail(
