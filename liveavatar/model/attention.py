@@ -91,7 +91,7 @@ class CrossAttention(nn.Module):
 
     def project_context(self, context: Tensor) -> KeyValue:
         """Make keys and values of context tokens (..., K, D): once per context, not per forward."""
-        key, value = self.kv(context.to(self.kv.weight.dtype)).chunk(2, dim=-1)
+        key, value = self.kv(context.to(self.norm_k.weight.dtype)).chunk(2, dim=-1)
         heads = (self.num_heads, -1)
         # A view of the values would keep the whole product alive for the length of a job.
         return KeyValue(

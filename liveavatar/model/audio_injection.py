@@ -117,7 +117,7 @@ class AudioInjection(nn.Module):
 
     def prepare(self, audio: BlockAudio) -> InjectedAudio:
         """Project a block's speech for this layer; the same for every denoise step."""
-        dtype = self.adain.weight.dtype
+        dtype = self.attention.norm_q.weight.dtype
         shift, scale = self.adain(F.silu(audio.global_FD).to(dtype))[:, None].chunk(2, dim=-1)
         return InjectedAudio(shift, scale, self.attention.project_context(audio.local_FKD))
 

@@ -9,6 +9,7 @@ Opening reads names and shapes only. Sizes that no config file states are read o
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,11 +22,13 @@ from liveavatar.config import TransformerConfig
 from liveavatar.errors import CheckpointError
 from liveavatar.model.audio_encoder import load_audio_encoder, read_config
 from liveavatar.model.checkpoint_files import TensorFiles, load_into, open_tensor_files, require
+from liveavatar.model.fp8 import quantise_linears
 from liveavatar.model.lora import Adapter, open_adapter
 from liveavatar.model.text_encoder import encoder_config, load_text_encoder, load_tokenizer
-from liveavatar.model.transformer import ConditionEmbedder, Transformer
+from liveavatar.model.transformer import ConditionEmbedder, Layer, Transformer
 from liveavatar.model.vae import Decoder, Encoder, VAEConfig
-from liveavatar.model.weights import fill, network_shapes, stored_names
+from liveavatar.model.weights import Names, fill, network_shapes, stored_names, stored_shapes
+from liveavatar.plan.precision import FLOAT32_BYTES, Precision
 
 CONFIG = "config.json"
 TRANSFORMER_INDEX = "diffusion_pytorch_model.safetensors.index.json"
@@ -38,10 +41,30 @@ VAE = "Wan2.1_VAE.pth"
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a network goes and in what precision its large matrices are."""
+    """Where a network goes, and in what precision.
+
+    Attributes:
+        device: of all its tensors.
+        dtype: of its large matrices as they are read, and of activations.
+        quantised_weights: whether the matrices of transformer layers are then rounded to e4m3.
+        quantised_cache: whether the transformer's jobs keep keys and values in 8 bits.
+    """
 
     device: torch.device
     dtype: torch.dtype
+    quantised_weights: bool = False
+    quantised_cache: bool = False
+
+    @classmethod
+    def planned(cls, device: torch.device, precision: Precision) -> "Placement":
+        """Put a network on `device` in the precision that a plan has chosen."""
+        wide = precision.value_bytes == FLOAT32_BYTES
+        return cls(
+            device,
+            torch.float32 if wide else torch.bfloat16,
+            quantised_weights=precision.quantises_weights,
+            quantised_cache=precision.quantises_cache,
+        )
 
 
 @dataclass(frozen=True)
@@ -64,12 +87,35 @@ class Checkpoint:
     vae_files: TensorFiles
     adapter: Adapter | None
 
-    def load_transformer(self, where: Placement, layers: range | None = None) -> Transformer:
-        """Build a range of layers, all by default, with the adapter merged."""
+    def load_transformer(
+        self,
+        where: Placement,
+        layers: range | None = None,
+        cut: Callable[[Layer], None] | None = None,
+    ) -> Transformer:
+        """Build a range of layers, all by default, with the adapter merged.
+
+        Layers are read one by one, so that never more than one is whole and in its first precision.
+
+        Args:
+            where: device and precision.
+            layers: which.
+            cut: is given each layer when it is read, to keep a part of it, in place.
+        """
         with torch.device("meta"):
-            transformer = Transformer(self.config, layers, where.dtype)
+            transformer = Transformer(
+                self.config, layers, where.dtype, quantised_cache=where.quantised_cache
+            )
         names = partial(stored_names, config=self.config)
-        fill(transformer, self.transformer_files, names, where.device, self.adapter)
+        require(self.transformer_files, stored_shapes(transformer, names))
+        for name, part in transformer.parts():
+            inner = partial(_prefixed, names, name)
+            fill(part, self.transformer_files, inner, where.device, self.adapter)
+            if isinstance(part, Layer):
+                if cut is not None:
+                    cut(part)
+                if where.quantised_weights:
+                    quantise_linears(part)
         return transformer.eval()
 
     def load_condition_embedder(self, where: Placement) -> ConditionEmbedder:
@@ -146,6 +192,11 @@ def open_checkpoint(directory: Path, adapter_path: Path | None = None) -> Checkp
     _check_encoders(config, directory)
     adapter = None if adapter_path is None else open_adapter(adapter_path, config)
     return Checkpoint(directory, config, vae_config, files, vae_files, adapter)
+
+
+def _prefixed(names: Names, prefix: str, name: str) -> tuple[str, ...]:
+    """Stored names of the parameter `name` of the part that is called `prefix`."""
+    return names(f"{prefix}.{name}")
 
 
 def _transformer_file(directory: Path) -> Path:

@@ -1,8 +1,13 @@
-"""Linear layers in 8-bit floating point, as the reference quantises them: one scale per tensor.
+"""Linear layers in 8-bit floating point: format e4m3, weights once, activations at every call.
 
-Source: Alibaba-Quark/LiveAvatar at 9c2c38d; format e4m3, weights once, activations at every call.
+The reference has one scale per tensor. Here a row of the weight and a token have one each, which
+costs the matrix units nothing and keeps small rows out of e4m3's coarse end; the reference's way is
+kept for comparison with its recorded tensors.
+
+Source: Alibaba-Quark/LiveAvatar at 9c2c38d.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,21 +15,37 @@ from torch import Tensor, nn
 
 MAX = 448.0
 DTYPE = torch.float8_e4m3fn
+FIRST_CAPABILITY = (8, 9)
+"""First CUDA compute capability with matrix units for e4m3, and row scales for them in torch."""
+
+_SMALLEST = 1e-12
 
 
 @dataclass(frozen=True)
 class Quantised:
-    """Values in e4m3, and the factor that brings them back: original = values * scale."""
+    """Values in e4m3, and the factors that bring them back: original = values * scale."""
 
     values: Tensor
     scale: Tensor
 
 
+def quantise_rows(tensor: Tensor) -> Quantised:
+    """Quantise a matrix (rows, columns), each row over the whole range of e4m3.
+
+    Returns:
+        e4m3 values of the same shape, and float32 scales (rows, 1).
+    """
+    low, high = torch.aminmax(tensor, dim=-1, keepdim=True)
+    largest = torch.maximum(high, -low).float().clamp(min=_SMALLEST)
+    values = (tensor * (MAX / largest)).clamp_(-MAX, MAX).to(DTYPE)
+    return Quantised(values, largest / MAX)
+
+
 def quantise(tensor: Tensor) -> Quantised:
-    """Quantise a tensor with one multiplier for all of it.
+    """Quantise a tensor with one multiplier for all of it, as the reference does.
 
     The multiplier is capped at 448: a tensor whose largest magnitude is below 1 is multiplied by
-    448, not by 448 / largest, as in the reference.
+    448, not by 448 / largest.
 
     Args:
         tensor: any shape, float.
@@ -33,7 +54,7 @@ def quantise(tensor: Tensor) -> Quantised:
         e4m3 values of the same shape, and the float32 scale (1,).
     """
     wide = tensor.float()
-    largest = wide.abs().amax().clamp(min=1e-12)
+    largest = wide.abs().amax().clamp(min=_SMALLEST)
     multiplier = (MAX / largest).clamp(max=MAX)
     # The product is rounded to the tensor's own dtype on the way, as in the reference.
     values = (wide * multiplier).to(tensor.dtype).clamp(-MAX, MAX).to(DTYPE)
@@ -45,35 +66,51 @@ class Fp8Linear(nn.Module):
 
     Args:
         linear: the layer to replace; its weight is quantised at once.
+        rule: how weights and activations get their scales.
     """
 
     weight: Tensor
     weight_scale: Tensor
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(
+        self, linear: nn.Linear, rule: Callable[[Tensor], Quantised] = quantise_rows
+    ) -> None:
         super().__init__()
-        weight = quantise(linear.weight.detach())
+        self.rule = rule
+        weight = rule(linear.weight.detach())
         self.register_buffer("weight", weight.values)
         self.register_buffer("weight_scale", weight.scale)
         self.bias = linear.bias
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Multiply (..., in) to (..., out) in bfloat16."""
-        flat = quantise(tokens.flatten(0, -2))
+        flat = self.rule(tokens.flatten(0, -2))
         out = _multiply(flat, Quantised(self.weight, self.weight_scale), self.bias)
         return out.unflatten(0, tokens.shape[:-1])
 
 
+def quantise_linears(module: nn.Module) -> None:
+    """Replace every linear layer inside `module`, one after another, so that few are held twice."""
+    for name, child in list(module.named_children()):
+        if type(child) is nn.Linear:
+            setattr(module, name, Fp8Linear(child))
+        else:
+            quantise_linears(child)
+
+
 def _multiply(tokens: Quantised, weight: Quantised, bias: Tensor | None) -> Tensor:
-    if tokens.values.is_cuda:
+    if tokens.values.is_cuda and torch.cuda.get_device_capability() >= FIRST_CAPABILITY:
         return torch._scaled_mm(
             tokens.values,
             weight.values.t(),
             scale_a=tokens.scale,
-            scale_b=weight.scale,
+            scale_b=weight.scale.t(),
             bias=None if bias is None else bias.bfloat16(),
             out_dtype=torch.bfloat16,
             use_fast_accum=True,
         )
-    product = (tokens.values.float() @ weight.values.float().t()) * (tokens.scale * weight.scale)
+    # Where there are no such units, the same numbers in a wider format: slower, as small in memory.
+    wide = torch.bfloat16 if tokens.values.is_cuda else torch.float32
+    product = (tokens.values.to(wide) @ weight.values.to(wide).t()).float()
+    product = product * tokens.scale * weight.scale.t()
     return (product if bias is None else product + bias.float()).bfloat16()

@@ -44,11 +44,11 @@ class Int8:
         Even the largest value of a vector is off by half a step at most: the scale's own rounding,
         2^-9, moves it by a quarter of one.
         """
-        wide = vectors.float()
-        scale = (wide.abs().amax(dim=-1, keepdim=True) / LARGEST).clamp(min=_SMALLEST_SCALE)
-        self.scale.copy_(scale)
+        low, high = torch.aminmax(vectors, dim=-1, keepdim=True)
+        largest = torch.maximum(high, -low).float()
+        self.scale.copy_((largest / LARGEST).clamp(min=_SMALLEST_SCALE))
         # A bfloat16 scale keeps float32's range, so the division is safe.
-        self.values.copy_((wide / self.scale.float()).round_().clamp_(-LARGEST, LARGEST))
+        self.values.copy_((vectors / self.scale.float()).round_().clamp_(-LARGEST, LARGEST))
 
     def restore(self, out: Tensor) -> None:
         """Write the vectors back into `out`, float of any kind and the same shape."""

@@ -14,7 +14,7 @@ Source: Alibaba-Quark/LiveAvatar at 9c2c38d, causal S2V model; Wan-Video/Wan2.2 
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -234,6 +234,12 @@ class Transformer(nn.Module):
     def stack(self) -> tuple[Layer, ...]:
         """The built layers in order."""
         return tuple(cast(Layer, layer) for layer in self.layers.values())
+
+    def parts(self) -> Iterator[tuple[str, nn.Module]]:
+        """Name and module of the embedder, each layer and the head, as far as they are built."""
+        ends = (("embedder", self.embedder), ("head", self.head))
+        layers = ((f"layers.{index}", layer) for index, layer in self.layers.items())
+        yield from ((name, part) for name, part in (ends[0], *layers, ends[1]) if part is not None)
 
     def embed_block(self, latent_CFHW: Tensor, pose_CFHW: Tensor | None = None) -> Tensor:
         """See `Embedder.embed_block`; ValueError where the range does not begin with layer 0."""

@@ -128,7 +128,7 @@ def check_fp8_linear(fixture: Fixture) -> Iterator[Check]:
     linear = torch.nn.Linear(data["weight"].shape[1], data["weight"].shape[0], dtype=torch.bfloat16)
     linear.load_state_dict({"weight": data["weight"], "bias": data["bias"]})
     with torch.no_grad():
-        product = Fp8Linear(linear)(data["x"])
+        product = Fp8Linear(linear, quantise)(data["x"])
     yield fixture.compare("y", product, data["y"], "y")
 
 

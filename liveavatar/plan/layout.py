@@ -131,8 +131,7 @@ class LayoutPlan:
         size_hw: height and width planned for, pixels.
         machine: what it runs on.
         stages: layers of each pipeline stage.
-        chosen: in the precision that will be run: the first available one that fits, else the
-            smallest available one.
+        chosen: in the precision that will be run: the first candidate that fits, else the smallest.
         fits: whether `chosen` fits.
         jobs_at_once: jobs whose caches fit beside each other, 0 to 2. With 1, the next job must
             not be opened at the stages before the one that renders has ended.
@@ -217,13 +216,12 @@ def plan_layout(
     question = _Question(network, size_hw, sampling, machine, stages)
     candidates = GPU_CANDIDATES if machine.num_gpus else CPU_CANDIDATES
     estimates = [_estimate(question, precision) for precision in candidates]
-    runnable = [estimate for estimate in estimates if estimate.precision.available]
-    fitting = (e for e in runnable if e.largest <= machine.memory_bytes)
-    chosen = next(fitting, min(runnable, key=lambda estimate: estimate.largest))
+    fitting = (e for e in estimates if e.largest <= machine.memory_bytes)
+    chosen = next(fitting, min(estimates, key=lambda estimate: estimate.largest))
     fits = chosen.largest <= machine.memory_bytes
     two_jobs = _estimate(question, chosen.precision, num_jobs=MOST_JOBS)
     jobs_at_once = int(fits) + (fits and two_jobs.largest <= machine.memory_bytes)
-    reasons = () if fits else tuple(_reasons(question, chosen, estimates))
+    reasons = () if fits else tuple(_reasons(question, chosen))
     return LayoutPlan(size_hw, machine, stages, chosen, fits, jobs_at_once, reasons)
 
 
@@ -289,17 +287,11 @@ def _media_memory(question: _Question, precision: Precision, num_jobs: int) -> R
     )
 
 
-def _reasons(question: _Question, chosen: Estimate, estimates: list[Estimate]) -> Iterator[str]:
+def _reasons(question: _Question, least: Estimate) -> Iterator[str]:
+    """What is short in the smallest precision, and what would help."""
     have = question.machine.memory_bytes
-    yield f"{_shortage(question.machine, chosen)} of {have / GIB:.2f} GiB usable"
-    later = [e for e in estimates if not e.precision.available]
-    helping = [f"{e.precision} ({e.largest / GIB:.2f} GiB)" for e in later if e.largest <= have]
-    if helping:
-        yield f"would fit with {' or '.join(helping)}, which this version cannot run yet"
-    elif later:
-        least = min(later, key=lambda estimate: estimate.largest)
-        yield f"even {_shortage(question.machine, least)} (which this version cannot run yet)"
-    enough = _enough_gpus(question, chosen.precision)
+    yield f"even {_shortage(question.machine, least)} of {have / GIB:.2f} GiB usable"
+    enough = _enough_gpus(question, least.precision)
     if enough is not None:
         yield f"{enough} such GPUs would be enough"
 

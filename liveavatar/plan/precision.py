@@ -14,13 +14,10 @@ class Precision:
         weights: of the layers' matrices: "float32", "bfloat16" or "fp8" (e4m3, as `Fp8Linear`).
         cache: of keys and values: "float32", "bfloat16" or "8-bit" (int8 with a bfloat16 scale per
             token and head, as `QuantisedCache`).
-        available: whether this version can run it. Those it cannot run are there to say what would
-            help; they are never chosen.
     """
 
     weights: str
     cache: str
-    available: bool
 
     @property
     def value_bytes(self) -> int:
@@ -28,9 +25,14 @@ class Precision:
         return FLOAT32_BYTES if self.weights == "float32" else 2
 
     @property
+    def quantises_weights(self) -> bool:
+        """Whether the matrices of the layers are rounded to e4m3 once they are read."""
+        return self.weights == "fp8"
+
+    @property
     def matrix_bytes(self) -> int:
         """Bytes of one weight of a layer's matrix."""
-        return 1 if self.weights == "fp8" else self.value_bytes
+        return 1 if self.quantises_weights else self.value_bytes
 
     @property
     def quantises_cache(self) -> bool:
@@ -50,13 +52,13 @@ class Precision:
         return f"{self.weights} weights, {self.cache} K/V"
 
 
-FLOAT32 = Precision("float32", "float32", available=True)
-BFLOAT16 = Precision("bfloat16", "bfloat16", available=True)
+FLOAT32 = Precision("float32", "float32")
+BFLOAT16 = Precision("bfloat16", "bfloat16")
 
 GPU_CANDIDATES = (
     BFLOAT16,
-    Precision("bfloat16", "8-bit", available=True),
-    Precision("fp8", "bfloat16", available=False),
-    Precision("fp8", "8-bit", available=False),
+    Precision("bfloat16", "8-bit"),
+    Precision("fp8", "bfloat16"),
+    Precision("fp8", "8-bit"),
 )
 CPU_CANDIDATES = (FLOAT32,)

@@ -19,7 +19,8 @@ SPARE_BLOCKS = 2
 """Blocks whose speech waits at a stage beyond those in flight, as the media rank sends it."""
 
 _QUEUED_MESSAGES = 3  # a link's depth of 2, and one that was read and finds no room
-_SCALE_BYTES = 4  # of an e4m3 matrix
+_SCALE_BYTES = 4  # of a row of an e4m3 matrix
+_ROUNDING_BYTES = 5  # per value that is rounded to e4m3: its scaled float32, and the result
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,9 @@ def _linear(inputs: int, outputs: int, value_bytes: int) -> int:
 
 def _layer_linear(inputs: int, outputs: int, precision: Precision) -> int:
     """A matrix that fp8 quantises; its bias stays as it is."""
-    scale = _SCALE_BYTES if precision.weights == "fp8" else 0
+    scale = _SCALE_BYTES if precision.quantises_weights else 0
     weight = inputs * outputs * precision.matrix_bytes
-    return weight + outputs * precision.value_bytes + scale
+    return weight + outputs * (precision.value_bytes + scale)
 
 
 def _cross_attention(dim: int, precision: Precision) -> int:
@@ -226,11 +227,12 @@ def _project(value: int) -> int:
     return max(norms, turning)
 
 
-def _finish(value: int, ffn_ratio: float) -> float:
+def _finish(precision: Precision, ffn_ratio: float) -> float:
     """Bytes per element behind the attention; the float32 stream stays alive all through."""
-    wide = FLOAT32_BYTES
+    wide, value = FLOAT32_BYTES, precision.value_bytes
     cross = wide + 2 * value + _rms_norm(value)
-    widening = wide + value + 2 * value * ffn_ratio
+    inner = value + (_ROUNDING_BYTES if precision.quantises_weights else value)
+    widening = wide + value + inner * ffn_ratio
     narrowing = wide + value + value * ffn_ratio + 2 * wide
     return max(cross, widening, narrowing)
 
@@ -246,7 +248,7 @@ def layer_peak(
     value = precision.value_bytes
     held = 2 * value
     kept = 6 * value
-    peak = max(_project(value), kept + _finish(value, config.ffn_dim / config.dim))
+    peak = max(_project(value), kept + _finish(precision, config.ffn_dim / config.dim))
     if injects:
         # The norm's float32 result lives on; the layer's own result is a third stream.
         peak = max(peak, kept + value + FLOAT32_BYTES + 2 * value + _rms_norm(value))
@@ -256,7 +258,7 @@ def layer_peak(
 def prefill_peak(config: TransformerConfig, num_tokens: int, precision: Precision) -> int:
     """Peak bytes of one layer's prefill of so many condition tokens; the turned key lives on."""
     value = precision.value_bytes
-    finish = 7 * value + _finish(value, config.ffn_dim / config.dim)
+    finish = 7 * value + _finish(precision, config.ffn_dim / config.dim)
     return math.ceil((2 * value + max(_project(value), finish)) * num_tokens * config.dim)
 
 

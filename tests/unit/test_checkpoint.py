@@ -24,8 +24,10 @@ from liveavatar.model.checkpoint import (
     Placement,
     open_checkpoint,
 )
+from liveavatar.model.fp8 import Fp8Linear, quantise_rows
 from liveavatar.model.lora import merge
-from liveavatar.model.transformer import Transformer
+from liveavatar.model.transformer import Layer, Transformer
+from liveavatar.plan.precision import Precision
 from liveavatar.random_checkpoint import TINY, TINY_VAE, write_adapter, write_checkpoint
 from tests.unit import tiny
 from tests.unit.tiny import seeded
@@ -311,3 +313,46 @@ def test_parts_that_do_not_fit_each_other_are_refused_when_the_checkpoint_is_ope
 def test_a_name_too_long_for_the_file_system_is_one_line() -> None:
     with pytest.raises(CheckpointError, match=r"\A[^\n]+\Z"):
         open_checkpoint(Path("a" * 300))
+
+
+def test_matrices_are_quantised_with_the_adapter_in_them_and_layer_by_layer(
+    good: Path, adapter_file: Path
+) -> None:
+    checkpoint = open_checkpoint(good, adapter_file)
+    where = Placement.planned(torch.device("cpu"), Precision("fp8", "8-bit"))
+    whole: list[Layer] = []
+
+    def cut(layer: Layer) -> None:
+        assert type(layer.ffn_in) is nn.Linear, "cut before it is quantised"
+        assert all(isinstance(earlier.ffn_in, Fp8Linear) for earlier in whole)
+        whole.append(layer)
+
+    transformer = checkpoint.load_transformer(where, range(1, 4), cut)
+    assert whole == list(transformer.stack)
+    assert transformer.quantised_cache
+    plain = checkpoint.load_transformer(CPU16, range(1, 4))
+    for layer, wide in zip(transformer.stack, plain.stack, strict=True):
+        quantised = layer.self_attn.qkv
+        assert isinstance(quantised, Fp8Linear)
+        expected = quantise_rows(wide.self_attn.qkv.weight)
+        assert torch.equal(quantised.weight.float(), expected.values.float())
+        assert torch.equal(quantised.weight_scale, expected.scale)
+        left = [type(part) for part in layer.modules() if isinstance(part, nn.Linear)]
+        assert not left, "every matrix of a layer is quantised"
+    assert transformer.head is not None
+    assert type(transformer.head.linear) is nn.Linear
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [
+        (Precision("float32", "float32"), torch.float32),
+        (Precision("bfloat16", "8-bit"), torch.bfloat16),
+        (Precision("fp8", "bfloat16"), torch.bfloat16),
+    ],
+)
+def test_a_placement_is_in_the_planned_precision(precision: Precision, dtype: torch.dtype) -> None:
+    where = Placement.planned(torch.device("cpu"), precision)
+    assert where.dtype == dtype
+    assert where.quantised_weights == (precision.weights == "fp8")
+    assert where.quantised_cache == (precision.cache == "8-bit")

@@ -17,7 +17,7 @@ from liveavatar.engine import media_rank
 from liveavatar.errors import ConfigError
 from liveavatar.model import audio_encoder, checkpoint
 from liveavatar.model.denoiser import Denoiser, Item, TokenGrid
-from liveavatar.model.fp8 import Fp8Linear
+from liveavatar.model.fp8 import quantise_linears
 from liveavatar.model.kv_cache import ExactCache
 from liveavatar.model.quantised_cache import Int8KeyValue, QuantisedCache
 from liveavatar.model.transformer import ConditionEmbedder, Layer, Transformer
@@ -28,7 +28,7 @@ from liveavatar.plan import media_memory as media
 from liveavatar.plan import shapes
 from liveavatar.plan import transformer_memory as stage
 from liveavatar.plan.layout import GIB, LayoutPlan, Machine, plan_layout, split_stages
-from liveavatar.plan.precision import BFLOAT16, FLOAT32, GPU_CANDIDATES, Precision
+from liveavatar.plan.precision import BFLOAT16, FLOAT32, Precision
 from liveavatar.plan.shapes import (
     Network,
     SpeechEncoderShape,
@@ -43,8 +43,9 @@ WAN = TransformerConfig()
 BALANCED = SamplingConfig(num_clip=50)
 PORTRAIT_HW = (640, 384)
 FOUR_GPUS = Machine(4, int(22.15 * GIB))
-THREE_GPUS = Machine(3, int(22.15 * GIB))
+TWO_GPUS = Machine(2, int(22.15 * GIB))
 DTYPES = {BFLOAT16: torch.bfloat16, FLOAT32: torch.float32}
+FP8 = Precision("fp8", "bfloat16")
 TINY_VAE_SHAPE = VAEShape(dim=4, num_res_blocks=1)
 TINY_TEXT_SHAPE = TextEncoderShape(256, 32, 32, 4, 48, 2)
 TINY_SPEECH_SHAPE = SpeechEncoderShape(32, 64, 2, (24,) * 7, position_kernel=16, position_groups=4)
@@ -131,12 +132,9 @@ def test_fp8_weights_are_those_of_the_quantised_layers() -> None:
     built = Layer(TINY, torch.bfloat16, injects=True)
     for parameter in built.parameters():
         parameter.data.zero_()
-    for module in list(built.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, nn.Linear):
-                setattr(module, name, Fp8Linear(child))
+    quantise_linears(built)
     held = sum(value.nbytes for value in built.state_dict().values())
-    assert stage.layer_weights(TINY, GPU_CANDIDATES[2], injects=True) == held
+    assert stage.layer_weights(TINY, FP8, injects=True) == held
 
 
 @pytest.mark.parametrize(
@@ -214,7 +212,7 @@ def test_caches_and_constants_of_a_job_are_those_counted() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_caches_in_8_bits_are_those_counted(dtype: torch.dtype) -> None:
-    precision = Precision(str(dtype).removeprefix("torch."), "8-bit", available=True)
+    precision = Precision(str(dtype).removeprefix("torch."), "8-bit")
     work = job(4, window=2, steps=2)
     sampling = SamplingConfig(num_steps=2, infer_frames=24, num_clip=2)
     tokens = stage.count_tokens(TINY, (64, 64), sampling)
@@ -473,21 +471,22 @@ def test_the_fast_tier_fits_four_small_gpus() -> None:
 
 
 def test_a_refusal_says_what_is_short_and_what_would_help() -> None:
-    plan = plan_tier("balanced", THREE_GPUS)
+    plan = plan_tier("balanced", TWO_GPUS)
     assert not plan.fits
-    assert plan.precision.available, "what cannot run is never chosen"
     assert plan.jobs_at_once == 0
-    assert plan.verdict.startswith("does not fit: with bfloat16 weights, 8-bit K/V rank 0 needs ")
+    assert plan.verdict.startswith("does not fit: even with fp8 weights, 8-bit K/V rank 0 needs ")
     assert "of 22.15 GiB usable" in plan.verdict
-    assert "rank 2" not in plan.reasons[0]
-    assert "4 such GPUs would be enough" in plan.verdict
+    assert "rank 1" not in plan.reasons[0]
+    assert "3 such GPUs would be enough" in plan.verdict
+    three = plan_tier("balanced", Machine(3, TWO_GPUS.memory_bytes))
+    assert (three.fits, str(three.precision)) == (True, "fp8 weights, 8-bit K/V")
     assert plan_tier("balanced").fits
     assert "\n" not in plan.verdict
 
 
 def test_a_refusal_that_nothing_planned_would_help_names_the_rank() -> None:
     plan = plan_tier("high", Machine(2, 10 * GIB))
-    assert "; even with fp8 weights, 8-bit K/V rank 0 needs " in plan.verdict
+    assert ": even with fp8 weights, 8-bit K/V rank 0 needs " in plan.verdict
     assert "such GPUs" not in plan.verdict, "the text encoder alone is larger"
     assert "would fit" not in plan.verdict
 
@@ -520,7 +519,7 @@ def test_one_gpu_carries_everything() -> None:
     plan = plan_tier("fast", Machine(1, 20 * GIB))
     assert plan.machine.devices == (0, 0)
     assert plan.chosen.device_bytes == (sum(rank.total for rank in plan.ranks),)
-    assert plan.reasons[0].startswith("with bfloat16 weights, 8-bit K/V ranks 0+1 need ")
+    assert plan.reasons[0].startswith("even with fp8 weights, 8-bit K/V ranks 0+1 need ")
 
 
 def test_the_cpu_runs_float32_and_no_gpu_is_asked_for() -> None:

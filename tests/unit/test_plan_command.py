@@ -190,7 +190,7 @@ def test_json_has_what_the_text_says(capsys: pytest.CaptureFixture[str]) -> None
     assert len(plan["ranks"]) == 4
     for rank in plan["ranks"]:
         assert rank["total"] == sum(value for part, value in rank.items() if part != "total")
-    assert plan["precision"] == {"weights": "bfloat16", "cache": "bfloat16", "available": True}
+    assert plan["precision"] == {"weights": "bfloat16", "cache": "bfloat16"}
 
 
 def test_options_reach_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
