@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from liveavatar.config import SamplingConfig
 from liveavatar.media.sound_mix import Mix
+from liveavatar.parallel.mesh import Mesh
 from liveavatar.timeline import Timeline
 
 
@@ -27,12 +28,14 @@ class GroupSpec:
     Attributes:
         checkpoint: folder of the weights.
         adapter: adapter file or folder, or None.
-        stages: layers of each pipeline stage; stage k is rank k, the media rank is the last.
+        stages: layers of each pipeline stage; see `mesh` for the ranks.
         devices: device of each rank, such as "cpu" or "cuda:2".
         dtype: of large matrices, "float32" or "bfloat16".
         threads: CPU threads of each rank.
         folder: private to the group; its sockets lie there while it starts.
         timeout_s: longest wait of a rank for a neighbour while work is under way.
+        tp_degree: ranks that share the heads and widths of a stage.
+        sp_degree: ranks that share the tokens of a stage.
     """
 
     checkpoint: Path
@@ -43,16 +46,30 @@ class GroupSpec:
     threads: int
     folder: Path
     timeout_s: float = 120.0
+    tp_degree: int = 1
+    sp_degree: int = 1
+
+    @property
+    def mesh(self) -> Mesh:
+        """Which rank does what: the stages' ranks, then the media rank."""
+        return Mesh(len(self.stages), self.tp_degree, self.sp_degree)
+
+    @property
+    def collectives(self) -> str:
+        """Library of the transformer ranks: "nccl" if each has a GPU of its own, else "gloo"."""
+        devices = self.devices[: self.mesh.num_dit_ranks]
+        own = all(name.startswith("cuda") for name in devices) and len(set(devices)) == len(devices)
+        return "nccl" if own else "gloo"
 
     @property
     def media_rank(self) -> int:
         """Rank that encodes and decodes."""
-        return len(self.stages)
+        return self.mesh.media_rank
 
     @property
     def world_size(self) -> int:
         """All ranks."""
-        return len(self.stages) + 1
+        return self.mesh.world_size
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,7 +23,9 @@ from liveavatar.engine.messages import Cancel, Failed, GroupSpec, Ready, Stop, S
 from liveavatar.errors import EngineError, LiveAvatarError
 from liveavatar.model.checkpoint import Placement, open_checkpoint
 from liveavatar.parallel.conductor import serve
-from liveavatar.parallel.links import links_of_stage, stage_links
+from liveavatar.parallel.group import open_groups
+from liveavatar.parallel.links import links_of_rank, stage_links
+from liveavatar.parallel.loading import load_part
 from liveavatar.parallel.stage import Stage, StagePlan
 from liveavatar.parallel.transfer import connect
 
@@ -71,14 +73,14 @@ def _serve_stage(rank: int, spec: GroupSpec, pipe: Connection, report: Report) -
     _watch_supervisor(pipe, None)
     where = _placement(rank, spec)
     # Before loading, which may take one rank minutes longer than another.
-    num_stages = len(spec.stages)
     senders, receivers = connect(
-        spec.folder, rank, stage_links(num_stages, spec.media_rank), where.device, spec.timeout_s
+        spec.folder, rank, stage_links(spec.mesh), where.device, spec.timeout_s
     )
+    groups = open_groups(spec.folder, rank, spec.mesh, spec.collectives, spec.timeout_s)
     checkpoint = open_checkpoint(spec.checkpoint, spec.adapter)
-    transformer = checkpoint.load_transformer(where, spec.stages[rank])
-    links = links_of_stage(rank, senders, receivers)
-    stage = Stage(transformer, StagePlan(rank, num_stages, spec.timeout_s), links)
+    plan = StagePlan(spec.mesh, rank, spec.timeout_s)
+    transformer = load_part(checkpoint, where, spec.stages[plan.place.stage], groups)
+    stage = Stage(transformer, plan, links_of_rank(spec.mesh, rank, senders, receivers))
     report(Ready(rank, time.monotonic() - started))
     serve(stage)
     for sender in senders.values():
@@ -91,9 +93,8 @@ def _serve_media(spec: GroupSpec, pipe: Connection, report: Report) -> None:
     _watch_supervisor(pipe, loaded)
     rank = spec.media_rank
     where = _placement(rank, spec)
-    num_stages = len(spec.stages)
     senders, receivers = connect(
-        spec.folder, rank, stage_links(num_stages, rank), where.device, spec.timeout_s
+        spec.folder, rank, stage_links(spec.mesh), where.device, spec.timeout_s
     )
     checkpoint = open_checkpoint(spec.checkpoint, spec.adapter)
     networks = MediaNetworks(
@@ -108,7 +109,7 @@ def _serve_media(spec: GroupSpec, pipe: Connection, report: Report) -> None:
     )
     media = MediaRank(
         networks,
-        [senders[f"media-{stage}"] for stage in range(num_stages)],
+        [senders[f"media-{other}"] for other in range(rank)],
         receivers["latents"],
         report,
         spec.timeout_s,

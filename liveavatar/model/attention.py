@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from liveavatar.model.rope import Rotation, rotate
+
 
 @dataclass(frozen=True)
 class KeyValue:
@@ -68,8 +70,18 @@ class SelfAttention(nn.Module):
         self.norm_k = RMSNorm(dim, eps, dtype)
         self.o = nn.Linear(dim, dim, dtype=dtype)
 
-    def project(self, tokens_LD: Tensor) -> tuple[Tensor, KeyValue]:
-        """Make query (L, N, H) and un-rotated keys and values of the same tokens."""
+    def project(self, tokens_LD: Tensor, rotation: Rotation) -> tuple[Tensor, KeyValue]:
+        """Make rotated queries (L, N, H) and un-rotated keys and values of the same tokens.
+
+        Args:
+            tokens_LD: (L, D).
+            rotation: positions of the L tokens.
+        """
+        query_LNH, own = self.split_heads(tokens_LD)
+        return rotate(query_LNH, rotation), own
+
+    def split_heads(self, tokens_LD: Tensor) -> tuple[Tensor, KeyValue]:
+        """Make queries (L, N, H), keys and values of tokens (L, D), nothing rotated."""
         query, key, value = self.qkv(tokens_LD).chunk(3, dim=-1)
         heads = (self.num_heads, -1)
         return self.norm_q(query).unflatten(-1, heads), KeyValue(

@@ -43,11 +43,20 @@ class InjectedAudio:
     Attributes:
         shift_F1D, scale_F1D: adaptive norm per latent frame.
         tokens: keys and values (F, 5, N, H).
+        frame_tokens: how many of the tokens at hand are of each latent frame; None when they are
+            all there, as many of every frame.
     """
 
     shift_F1D: Tensor
     scale_F1D: Tensor
     tokens: KeyValue
+    frame_tokens: tuple[int, ...] | None = None
+
+    def of_frame(self, frame: int) -> "InjectedAudio":
+        """What one latent frame of the block hears."""
+        one = slice(frame, frame + 1)
+        speech = KeyValue(self.tokens.key_KNH[one], self.tokens.value_KNH[one])
+        return InjectedAudio(self.shift_F1D[one], self.scale_F1D[one], speech)
 
 
 class AudioEncoder(nn.Module):
@@ -115,14 +124,28 @@ class AudioInjection(nn.Module):
         self.attention = CrossAttention(dim, num_heads, eps, dtype)
         self.adain = nn.Linear(dim, 2 * dim, dtype=dtype)
 
-    def prepare(self, audio: BlockAudio) -> InjectedAudio:
-        """Project a block's speech for this layer; the same for every denoise step."""
+    def prepare(
+        self, audio: BlockAudio, frame_tokens: tuple[int, ...] | None = None
+    ) -> InjectedAudio:
+        """Project a block's speech for this layer; the same for every denoise step.
+
+        Args:
+            audio: the block's speech.
+            frame_tokens: tokens of each latent frame where only some are at hand, in a row.
+        """
         dtype = self.attention.norm_q.weight.dtype
         shift, scale = self.adain(F.silu(audio.global_FD).to(dtype))[:, None].chunk(2, dim=-1)
-        return InjectedAudio(shift, scale, self.attention.project_context(audio.local_FKD))
+        tokens = self.attention.project_context(audio.local_FKD)
+        return InjectedAudio(shift, scale, tokens, frame_tokens)
 
     def forward(self, hidden_LD: Tensor, audio: InjectedAudio) -> Tensor:
         """Add what the tokens of each latent frame hear; (L, D) in and out, same dtype."""
+        if audio.frame_tokens is None:
+            return self._add(hidden_LD, audio)
+        frames = enumerate(hidden_LD.split(audio.frame_tokens))
+        return torch.cat([self._add(part, audio.of_frame(f)) for f, part in frames if len(part)])
+
+    def _add(self, hidden_LD: Tensor, audio: InjectedAudio) -> Tensor:
         hidden_FPD = hidden_LD.unflatten(0, (audio.shift_F1D.shape[0], -1))
         normed = F.layer_norm(hidden_FPD.float(), hidden_FPD.shape[-1:], eps=ADAIN_EPS)
         adapted = (normed * (1 + audio.scale_F1D) + audio.shift_F1D).to(hidden_LD.dtype)

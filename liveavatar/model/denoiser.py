@@ -46,6 +46,19 @@ class TokenGrid:
         """Tokens of one latent frame."""
         return self.rows * self.columns
 
+    @property
+    def block_tokens(self) -> int:
+        """Tokens of a block."""
+        return LATENT_FRAMES_PER_BLOCK * self.frame_tokens
+
+    def frame_tokens_in(self, tokens: range) -> tuple[int, ...]:
+        """How many of some tokens of a block are of each of its latent frames."""
+        starts = range(0, self.block_tokens, self.frame_tokens)
+        return tuple(
+            len(range(max(start, tokens.start), min(start + self.frame_tokens, tokens.stop)))
+            for start in starts
+        )
+
     def cache_shape(self, num_steps: int, window_blocks: int, buckets: Sequence[int]) -> CacheShape:
         """Token counts of a job's caches at this size."""
         motion_tokens = len(motion_positions(self.rows, self.columns, buckets))
@@ -53,7 +66,7 @@ class TokenGrid:
             num_steps=num_steps,
             condition_tokens=self.frame_tokens + motion_tokens,
             reference_tokens=self.frame_tokens,
-            block_tokens=LATENT_FRAMES_PER_BLOCK * self.frame_tokens,
+            block_tokens=self.block_tokens,
             window_blocks=window_blocks,
         )
 
@@ -84,6 +97,8 @@ class Denoiser:
         text_LD: embedded prompt, (text_len, D).
         grid: tokens of a latent frame.
         window_blocks: blocks in a KV ring.
+        tokens: tokens of a block whose residual stream is at hand, where a group shares them out;
+            None for all.
     """
 
     def __init__(
@@ -93,6 +108,7 @@ class Denoiser:
         text_LD: Tensor,
         grid: TokenGrid,
         window_blocks: int,
+        tokens: range | None = None,
     ) -> None:
         self.transformer = transformer
         self.grid = grid
@@ -102,6 +118,7 @@ class Denoiser:
             time.head_SD.shape[0] - 1, window_blocks, transformer.config.zip_frame_buckets
         )
         self.caches = _new_caches(transformer, shape, like=text_LD)
+        self._frame_tokens = None if tokens is None else grid.frame_tokens_in(tokens)
         self._block_rotations: dict[int, Rotation] = {}
         self._audio: dict[int, tuple[InjectedAudio | None, ...]] = {}
 
@@ -136,7 +153,7 @@ class Denoiser:
 
     def hear(self, block_index: int, audio: BlockAudio) -> None:
         """Take the speech of a block, before its first step."""
-        self._audio[block_index] = self.transformer.prepare_audio(audio)
+        self._audio[block_index] = self.transformer.prepare_audio(audio, self._frame_tokens)
 
     def forward(self, hidden_LD: Tensor, item: Item) -> Tensor:
         """Run the range on the residual stream (L, D) of `item`."""

@@ -137,9 +137,9 @@ class Layer(nn.Module):
         Returns:
             (L, D), dtype of `hidden_LD`.
         """
-        query_LNH, own = self._project(hidden_LD, modulation_6D)
+        query_LNH, own = self._project(hidden_LD, modulation_6D, rotation)
         window = cache.write(KeyValue(rotate(own.key_KNH, rotation), own.value_KNH))
-        attended_LD = attend(rotate(query_LNH, rotation), window)
+        attended_LD = attend(query_LNH, window)
         hidden_LD = self._finish(hidden_LD, attended_LD, modulation_6D, text)
         if self.audio is None or audio is None:
             return hidden_LD
@@ -153,15 +153,17 @@ class Layer(nn.Module):
         Returns:
             Residual stream (C, D), and the un-rotated keys and values (C, N, H) for the cache.
         """
-        query_CNH, own = self._project(hidden_CD, modulation_6D)
+        query_CNH, own = self._project(hidden_CD, modulation_6D, rotation)
         rotated = KeyValue(rotate(own.key_KNH, rotation), own.value_KNH)
-        attended_CD = attend(rotate(query_CNH, rotation), rotated)
+        attended_CD = attend(query_CNH, rotated)
         return self._finish(hidden_CD, attended_CD, modulation_6D, text), own
 
-    def _project(self, hidden_LD: Tensor, modulation_6D: Tensor) -> tuple[Tensor, KeyValue]:
+    def _project(
+        self, hidden_LD: Tensor, modulation_6D: Tensor, rotation: Rotation
+    ) -> tuple[Tensor, KeyValue]:
         shift, scale = modulation_6D[0], modulation_6D[1]
         modulated = _modulate(hidden_LD, shift, scale, self.eps).to(hidden_LD.dtype)
-        return self.self_attn.project(modulated)
+        return self.self_attn.project(modulated, rotation)
 
     def _finish(
         self, hidden_LD: Tensor, attended_LD: Tensor, modulation_6D: Tensor, text: KeyValue
@@ -192,8 +194,12 @@ class Head(nn.Module):
 
     def forward(self, hidden_LD: Tensor, modulation_2D: Tensor, grid: Sequence[int]) -> Tensor:
         """Predict the velocity (C, F, H, W), in the dtype of `hidden_LD`, of a token grid."""
-        modulated = _modulate(hidden_LD, modulation_2D[0], modulation_2D[1], self.eps)
-        return unpatch(self.linear(modulated), grid, self.patch).to(hidden_LD.dtype)
+        patches_LX = self.patches(hidden_LD, modulation_2D)
+        return unpatch(patches_LX, grid, self.patch).to(hidden_LD.dtype)
+
+    def patches(self, hidden_LD: Tensor, modulation_2D: Tensor) -> Tensor:
+        """Predict the velocity of tokens (L, D) one by one, (L, patch volume * C) float32."""
+        return self.linear(_modulate(hidden_LD, modulation_2D[0], modulation_2D[1], self.eps))
 
 
 class Transformer(nn.Module):
@@ -261,10 +267,16 @@ class Transformer(nn.Module):
             None if self.head is None else self.head.constants(time),
         )
 
-    def prepare_audio(self, audio: BlockAudio) -> tuple[InjectedAudio | None, ...]:
-        """Project a block's speech for every layer of this range, None where none is injected."""
+    def prepare_audio(
+        self, audio: BlockAudio, frame_tokens: tuple[int, ...] | None = None
+    ) -> tuple[InjectedAudio | None, ...]:
+        """Project a block's speech for every layer of this range, None where none is injected.
+
+        See `AudioInjection.prepare`.
+        """
         return tuple(
-            None if layer.audio is None else layer.audio.prepare(audio) for layer in self.stack
+            None if layer.audio is None else layer.audio.prepare(audio, frame_tokens)
+            for layer in self.stack
         )
 
     def forward(

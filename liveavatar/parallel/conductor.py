@@ -36,13 +36,13 @@ from liveavatar.sampling import block_noise, euler_step, relative_distance
 
 @torch.no_grad()
 def serve(stage: Stage) -> None:
-    """Work until Shutdown: stage 0 conducts, the others do what comes down the line.
+    """Work until Shutdown: the lead of stage 0 conducts, the others do what comes down the line.
 
     Raises:
         WorkerDiedError: a neighbour is gone.
         DeadlineError: a neighbour kept this stage waiting too long while work was under way.
     """
-    if stage.plan.index == 0:
+    if stage.plan.conducts:
         Conductor(stage).run()
     else:
         stage.follow()
@@ -63,6 +63,8 @@ class _Video:
     """A job as it is conducted.
 
     Attributes:
+        job: as the stage holds it.
+        condition: latents of reference and motion.
         samples: of each block that is begun and not finished.
         steps_done: of each of them.
         first_latent: first latent frame of the finished block 0, the reference of the refresh.
@@ -71,6 +73,7 @@ class _Video:
     """
 
     job: StageJob
+    condition: tuple[Tensor, ...]
     samples: dict[int, Tensor] = field(default_factory=dict)
     steps_done: dict[int, int] = field(default_factory=dict)
     first_latent: Tensor | None = None
@@ -79,7 +82,7 @@ class _Video:
 
 
 class Conductor:
-    """Stage 0: decides what is done when, for as many jobs as are open.
+    """The lead of stage 0: decides what is done when, for as many jobs as are open.
 
     The next job's first blocks take the ticks that the last blocks of the job before leave free, so
     that the pipe does not drain between jobs.
@@ -109,8 +112,8 @@ class Conductor:
             elif any(video.under_way for video in self._videos.values()):
                 self._take_velocity()
             elif stage.shutting_down:
-                if stage.links.following is not None:
-                    stage.pass_on(Shutdown())
+                self._hand_out(Shutdown())
+                stage.pass_on(Shutdown())
                 return
             else:
                 stage.take_from_media(wait_s=0.2)
@@ -119,9 +122,9 @@ class Conductor:
         for number, job in sorted(self.stage.jobs.items()):
             if number in self._videos:
                 continue
-            self._videos[number] = _Video(job)
+            self._videos[number] = _Video(job, job.tensors[3:])
             opened = job.opened
-            pipeline = Pipeline(self.stage.plan.num_stages, opened.schedule.num_steps)
+            pipeline = Pipeline(self.stage.plan.mesh.num_stages, opened.schedule.num_steps)
             timeline = opened.timeline
             start = max(self._tick + 1, self._next_start)
             slots = schedule_video(pipeline, timeline.num_blocks, timeline.refresh_block)
@@ -135,8 +138,8 @@ class Conductor:
             heapq.heappush(self._due, _Due(start + slot.tick, number, slot, slots))
             return
         video.all_issued = True
-        if self.stage.links.following is not None:
-            self.stage.pass_on(JobEnd(number))
+        self._hand_out(JobEnd(number))
+        self.stage.pass_on(JobEnd(number))
         self._end_if_done(number)
 
     def _do(self, due: _Due) -> None:
@@ -149,20 +152,20 @@ class Conductor:
         self._push(due.job, due.tick - due.slot.tick, due.rest)
 
     def _prefill(self, number: int, video: _Video, work: Prefill) -> None:
-        reference, motion = video.job.condition
+        reference, motion = video.condition
         if work.version == 1:
             self._take_velocities(lambda: video.first_latent is not None)
             assert video.first_latent is not None
             reference = video.first_latent
         started = time.perf_counter()
+        prefill = PrefillWork(number, work.version)
         hidden = self.stage.transformer.embed_condition(reference, motion)
-        hidden = self.stage.run_prefill(PrefillWork(number, work.version), hidden)
+        hidden = self.stage.run_prefill(prefill, self._hand_out_tokens(prefill, hidden))
         self.stage.busy.computing += time.perf_counter() - started
-        if self.stage.links.following is not None:
-            self.stage.pass_on(PrefillWork(number, work.version), hidden)
+        self.stage.pass_on(prefill, hidden)
 
     def _step(self, number: int, video: _Video, work: BlockStep) -> None:
-        opened, reference = video.job.opened, video.job.condition[0]
+        opened, reference = video.job.opened, video.condition[0]
         if work.step == 0:
             shape = (reference.shape[0], LATENT_FRAMES_PER_BLOCK, *reference.shape[2:])
             video.samples[work.block] = block_noise(
@@ -175,12 +178,26 @@ class Conductor:
         started = time.perf_counter()
         video.under_way += 1
         hidden = self.stage.transformer.embed_block(video.samples[work.block])
-        result = self.stage.run_step(step, hidden)
+        result = self.stage.run_step(step, self._hand_out_tokens(step, hidden))
         self.stage.busy.computing += time.perf_counter() - started
-        if self.stage.links.following is None:
+        if self.stage.plan.is_last:
             self._advance(Velocity(number, work.block, work.step), result)
         else:
             self.stage.pass_on(step, result)
+
+    def _hand_out(self, message: Any) -> None:
+        """Tell the other ranks of stage 0."""
+        for sender in self.stage.links.peers.values():
+            sender.send(message, timeout_s=self.stage.plan.timeout_s)
+
+    def _hand_out_tokens(self, work: Any, hidden_TD: Tensor) -> Tensor:
+        """Give each of the other ranks of stage 0 its tokens of some work; returns those kept."""
+        plan, count = self.stage.plan, len(hidden_TD)
+        for place, sender in self.stage.links.peers.items():
+            part = plan.tokens(count, place)
+            sender.send(work, hidden_TD[part.start : part.stop], timeout_s=plan.timeout_s)
+        own = plan.tokens(count)
+        return hidden_TD[own.start : own.stop]
 
     def _take_velocities(self, ready: Callable[[], bool]) -> None:
         """Take velocities as they come back, until `ready()`."""

@@ -4,9 +4,30 @@ Transformer ranks form a grid of pipeline stages x tensor parallel x sequence pa
 sequence parallel rank running fastest. The media rank, where there is one of its own, is the last.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from liveavatar.errors import ConfigError
+
+
+def shares(count: int, parts: int) -> list[range]:
+    """Cut `count` things in a row into `parts`; the first of them may have one more."""
+    each, left = divmod(count, parts)
+    starts = [part * each + min(part, left) for part in range(parts + 1)]
+    return [range(*ends) for ends in pairwise(starts)]
+
+
+def check_heads(num_heads: int, *, tp_degree: int = 1, sp_degree: int = 1) -> None:
+    """Raise ConfigError unless every rank gets heads, and under tensor parallelism as many."""
+    if num_heads % tp_degree:
+        raise ConfigError(
+            f"tp_degree: expected a number that divides the {num_heads} heads, got {tp_degree}"
+        )
+    if num_heads // tp_degree < sp_degree:
+        raise ConfigError(
+            f"sp_degree: expected at most {num_heads // tp_degree}, as many as there are heads, "
+            f"got {sp_degree}"
+        )
 
 
 @dataclass(frozen=True)
@@ -73,6 +94,14 @@ class Mesh:
     def rank(self, place: Place) -> int:
         """The rank at coordinates."""
         return (place.stage * self.tp_degree + place.tp_rank) * self.sp_degree + place.sp_rank
+
+    def tp_ranks(self, place: Place) -> list[int]:
+        """Ranks that share heads and widths with a place, in order."""
+        return [self.rank(replace(place, tp_rank=other)) for other in range(self.tp_degree)]
+
+    def sp_ranks(self, place: Place) -> list[int]:
+        """Ranks that share tokens with a place, in order."""
+        return [self.rank(replace(place, sp_rank=other)) for other in range(self.sp_degree)]
 
     def stage_ranks(self, stage: int) -> list[int]:
         """All ranks of a stage, in order."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -21,6 +21,7 @@ from liveavatar.model.audio_injection import BlockAudio
 from liveavatar.model.denoiser import Denoiser
 from liveavatar.model.transformer import TimeTable, Transformer
 from liveavatar.parallel.links import StageLinks
+from liveavatar.parallel.mesh import Mesh, Place, shares
 from liveavatar.parallel.messages import (
     BlockSpeech,
     JobCancel,
@@ -39,14 +40,35 @@ class StagePlan:
     """Where a stage stands.
 
     Attributes:
-        index: stage number.
-        num_stages: K.
+        mesh: shape of the worker group.
+        rank: of this process.
         timeout_s: longest wait for a neighbour while work is under way.
     """
 
-    index: int
-    num_stages: int
+    mesh: Mesh
+    rank: int
     timeout_s: float = 120.0
+
+    @property
+    def place(self) -> Place:
+        """Where in the mesh this rank is."""
+        place = self.mesh.place(self.rank)
+        assert place is not None
+        return place
+
+    @property
+    def conducts(self) -> bool:
+        """Whether this rank decides what is done when."""
+        return self.rank == 0
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the head is here."""
+        return self.place.stage == self.mesh.num_stages - 1
+
+    def tokens(self, count: int, place: Place | None = None) -> range:
+        """Which of `count` tokens the rank at `place` has, this one by default."""
+        return shares(count, self.mesh.sp_degree)[(place or self.place).sp_rank]
 
 
 @dataclass
@@ -59,22 +81,40 @@ class BusyTime:
     items: int = 0
 
 
+@dataclass
 class StageJob:
-    """A job as one stage holds it: caches and the speech that has arrived."""
+    """A job as one rank holds it.
 
-    def __init__(self, opened: JobOpen, tensors: tuple[Tensor, ...], transformer: Transformer):
-        text_LD, head_SD, layers_S6D, *condition = tensors
-        self.opened = opened
-        self.condition = condition
-        self.denoiser = Denoiser(
-            transformer,
-            TimeTable(head_SD, layers_S6D),
-            text_LD,
-            opened.grid,
-            opened.timeline.window_blocks,
-        )
-        self.heard_blocks: set[int] = set()
-        self.cancelled = False
+    What arrives from the media rank is only kept; it is computed with when the work comes that
+    needs it, so that all ranks of a stage do so at the same point.
+
+    Attributes:
+        opened: as the media rank described it.
+        tensors: that came with it.
+        denoiser: constants and caches, from the first condition on.
+        speech: of blocks that are not begun.
+        cancelled: whether the media rank asked to stop it.
+    """
+
+    opened: JobOpen
+    tensors: tuple[Tensor, ...]
+    denoiser: Denoiser | None = None
+    speech: dict[int, BlockAudio] = field(default_factory=dict)
+    cancelled: bool = False
+
+    def begin(self, transformer: Transformer, tokens: range) -> Denoiser:
+        """Make constants and empty caches, for some tokens of each block; only once."""
+        if self.denoiser is None:
+            text_LD, head_SD, layers_S6D = self.tensors[:3]
+            self.denoiser = Denoiser(
+                transformer,
+                TimeTable(head_SD, layers_S6D),
+                text_LD,
+                self.opened.grid,
+                self.opened.timeline.window_blocks,
+                tokens if len(tokens) < self.opened.grid.block_tokens else None,
+            )
+        return self.denoiser
 
 
 class Stage:
@@ -104,12 +144,11 @@ class Stage:
             return False
         message = packet.message
         if isinstance(message, JobOpen):
-            self.jobs[message.job] = StageJob(message, packet.tensors, self.transformer)
+            self.jobs[message.job] = StageJob(message, packet.tensors)
         elif isinstance(message, BlockSpeech):
             job = self.jobs.get(message.job)
             if job is not None:  # a cancelled job's speech may still be on its way
-                job.denoiser.hear(message.block, BlockAudio(*packet.tensors))
-                job.heard_blocks.add(message.block)
+                job.speech[message.block] = BlockAudio(*packet.tensors)
         elif isinstance(message, JobCancel):
             if message.job in self.jobs:
                 self.jobs[message.job].cancelled = True
@@ -130,72 +169,69 @@ class Stage:
         while not ready():
             if time.monotonic() > deadline:
                 raise DeadlineError(
-                    f"stage {self.plan.index} waited {self.plan.timeout_s:.0f} s for {what}"
+                    f"stage {self.plan.place.stage} waited {self.plan.timeout_s:.0f} s for {what}"
                 )
             self.take_from_media(wait_s=0.05)
             self.meanwhile()
 
     def run_prefill(self, work: PrefillWork, hidden_CD: Tensor) -> Tensor:
         """Run this stage's layers on the condition."""
-        return self.job(work.job).denoiser.prefill(hidden_CD, work.version)
+        job = self.job(work.job)
+        tokens = self.plan.tokens(job.opened.grid.block_tokens)
+        return job.begin(self.transformer, tokens).prefill(hidden_CD, work.version)
 
     def run_step(self, work: StepWork, hidden_LD: Tensor) -> Tensor:
         """Run this stage's layers on an item; the last stage goes on to the velocity."""
         job, item = self.job(work.job), work.item
-        self.wait_for(
-            lambda: item.block_index in job.heard_blocks, f"speech of block {item.block_index}"
-        )
-        hidden_LD = job.denoiser.forward(hidden_LD, item)
+        denoiser, block = job.denoiser, item.block_index
+        assert denoiser is not None
+        if item.step == 0:
+            self.wait_for(lambda: block in job.speech, f"speech of block {block}")
+            denoiser.hear(block, job.speech.pop(block))
+        hidden_LD = denoiser.forward(hidden_LD, item)
         if item.step == job.opened.schedule.num_steps - 1:
-            job.denoiser.finish_block(item.block_index)
-            job.heard_blocks.discard(item.block_index)
+            denoiser.finish_block(block)
         self.busy.items += 1
-        if self.plan.index == self.plan.num_stages - 1:
-            return job.denoiser.head(hidden_LD, item.step)
-        return hidden_LD
+        return denoiser.head(hidden_LD, item.step) if self.plan.is_last else hidden_LD
 
     def pass_on(self, message: Any, *tensors: Tensor) -> None:
-        """Send to the next stage."""
+        """Send to the next stage, if there is one."""
+        if self.links.following is None:
+            return
         started = time.perf_counter()
-        assert self.links.following is not None
         self.links.following.send(message, *tensors, timeout_s=self.plan.timeout_s)
         self.busy.sending += time.perf_counter() - started
 
     def follow(self) -> None:
-        """Do what the previous stage sends, until Shutdown."""
-        assert self.links.previous is not None
-        last = self.plan.index == self.plan.num_stages - 1
+        """Do what comes down the line, until Shutdown."""
         while True:
             started = time.perf_counter()
             packet = self._next_work()
             self.busy.waiting += time.perf_counter() - started
             message = packet.message
             if isinstance(message, Shutdown):
-                if not last:
-                    self.pass_on(message)
+                self.pass_on(message)
                 return
-            started = time.perf_counter()
             if isinstance(message, JobEnd):
                 self.job(message.job)  # one that ends before it began is still to be opened here
                 del self.jobs[message.job]
-                if not last:
-                    self.pass_on(message)
+                self.pass_on(message)
                 continue
+            started = time.perf_counter()
             if isinstance(message, PrefillWork):
                 hidden = self.run_prefill(message, packet.tensors[0])
-                self.busy.computing += time.perf_counter() - started
-                if not last:
-                    self.pass_on(message, hidden)
-                continue
-            assert isinstance(message, StepWork)
-            hidden = self.run_step(message, packet.tensors[0])
+            else:
+                hidden = self.run_step(message, packet.tensors[0])
             self.busy.computing += time.perf_counter() - started
-            if last:
-                assert isinstance(self.links.velocities, Sender)
-                velocity = Velocity(message.job, message.item.block_index, message.item.step)
-                self.links.velocities.send(velocity, hidden, timeout_s=self.plan.timeout_s)
+            if isinstance(message, StepWork) and self.plan.is_last:
+                self._send_back(message, hidden)
             else:
                 self.pass_on(message, hidden)
+
+    def _send_back(self, work: StepWork, velocity: Tensor) -> None:
+        if isinstance(self.links.velocities, Sender):
+            done = Velocity(work.job, work.item.block_index, work.item.step)
+            self.links.velocities.send(done, velocity, timeout_s=self.plan.timeout_s)
 
     def _next_work(self) -> Packet:
         """The next message of the previous stage; between jobs there is no deadline."""

@@ -1,24 +1,25 @@
-"""Pipeline stages in processes of their own, and this process as their media rank."""
+"""Transformer ranks in processes of their own, and this process as their media rank."""
 
 from __future__ import annotations
 
 import multiprocessing
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from liveavatar.conditioning import Conditions
-from liveavatar.config import FRAMES_PER_BLOCK
+from liveavatar.config import FRAMES_PER_BLOCK, TransformerConfig
 from liveavatar.model.denoiser import TokenGrid
-from liveavatar.model.transformer import ConditionEmbedder
+from liveavatar.model.transformer import ConditionEmbedder, Transformer
 from liveavatar.parallel.conductor import serve
-from liveavatar.parallel.links import links_of_stage, stage_links
+from liveavatar.parallel.group import open_groups
+from liveavatar.parallel.links import links_of_rank, stage_links
+from liveavatar.parallel.mesh import Mesh
 from liveavatar.parallel.messages import (
     BlockSpeech,
     FinishedBlock,
@@ -27,8 +28,10 @@ from liveavatar.parallel.messages import (
     JobOpen,
     Shutdown,
 )
+from liveavatar.parallel.sequence_parallel import apply_sequence_parallel
 from liveavatar.parallel.split import split_layers
 from liveavatar.parallel.stage import Stage, StagePlan
+from liveavatar.parallel.tensor_parallel import apply_tensor_parallel
 from liveavatar.parallel.transfer import Receiver, Sender, connect
 from liveavatar.parallel.wavefront import Pipeline
 from liveavatar.random_checkpoint import TINY
@@ -42,6 +45,15 @@ WAIT_S = 60.0
 SPARE_BLOCKS = 2
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Transformer ranks of a test, and the network on them."""
+
+    mesh: Mesh
+    config: TransformerConfig = TINY
+    dtype: torch.dtype = torch.float32
+
+
 @dataclass
 class Case:
     """One video: its size in latent rows and columns, its length and its steps."""
@@ -51,6 +63,7 @@ class Case:
     num_blocks: int = 9
     window: int = 2
     num_steps: int = 4
+    layout: Layout = field(default_factory=lambda: Layout(Mesh()))
     made: list[Tensor] = field(default_factory=list)
     speech_sent: int = 0
     ended: bool = False
@@ -58,11 +71,11 @@ class Case:
     @property
     def conditions(self) -> Conditions:
         """Random inputs, others for every number."""
-        rows, columns = self.side
+        (rows, columns), dtype = self.side, self.layout.dtype
         return Conditions(
-            tiny.seeded(16, 1, rows, columns, seed=10 * self.number + 1),
-            tiny.seeded(16, 19, rows, columns, seed=10 * self.number + 2),
-            tiny.seeded(5 + self.number % 3, TINY.text_dim, seed=10 * self.number + 3),
+            tiny.seeded(16, 1, rows, columns, seed=10 * self.number + 1).to(dtype),
+            tiny.seeded(16, 19, rows, columns, seed=10 * self.number + 2).to(dtype),
+            tiny.seeded(5 + self.number % 3, TINY.text_dim, seed=10 * self.number + 3).to(dtype),
             tiny.seeded(
                 TINY.audio_dim, self.num_blocks * FRAMES_PER_BLOCK, seed=10 * self.number + 4
             ),
@@ -83,7 +96,14 @@ class Case:
         """The latents that one device makes, one by one."""
         draws = seeded_draws(self.number, self.conditions.reference_CFHW)
         schedule = make_schedule(self.num_steps)
-        return generate_latents(tiny.models(), self.conditions, self.timeline, schedule, draws)
+        models = tiny.models(self.layout.config, self.layout.dtype)
+        return generate_latents(models, self.conditions, self.timeline, schedule, draws)
+
+    def largest_error(self) -> float:
+        """Largest difference to what one device makes, of all blocks; they have to be there."""
+        assert len(self.made) == self.num_blocks
+        pairs = zip(self.made, self.alone(), strict=True)
+        return max(float((ours.float() - alone.float()).abs().max()) for ours, alone in pairs)
 
     def is_bitwise(self) -> bool:
         """Whether the blocks made so far, in order, have the bits that one device makes."""
@@ -94,63 +114,67 @@ class Case:
         return len(self.made) == self.num_blocks and self.is_bitwise()
 
 
-def stage_main(folder: Path, index: int, ranges: Sequence[range]) -> None:
-    """Run one stage; the target of its process."""
+def rank_main(folder: Path, rank: int, layout: Layout) -> None:
+    """Run one transformer rank; the target of its process."""
     torch.set_num_threads(1)
-    transformer = tiny.stage(ranges[index])
-    num_stages = len(ranges)
-    senders, receivers = connect(folder, index, stage_links(num_stages, num_stages), CPU, WAIT_S)
-    serve_stage(transformer, index, num_stages, (senders, receivers))
+    mesh = layout.mesh
+    plan = StagePlan(mesh, rank, WAIT_S)
+    layers = split_layers([1.0] * layout.config.num_layers, mesh.num_stages)
+    transformer = tiny.stage(layers[plan.place.stage], layout.config, layout.dtype)
+    ends = connect(folder, rank, stage_links(mesh), CPU, WAIT_S)
+    groups = open_groups(folder, rank, mesh, "gloo", WAIT_S)
+    for layer in transformer.stack:
+        apply_tensor_parallel(layer, groups.tensor)
+    apply_sequence_parallel(transformer, groups.sequence)
+    serve_rank(transformer, plan, *ends)
 
 
-def serve_stage(
-    transformer: Any,
-    index: int,
-    num_stages: int,
-    ends: tuple[dict[str, Sender], dict[str, Receiver]],
-) -> Stage:
+def serve_rank(
+    transformer: Transformer,
+    plan: StagePlan,
+    senders: dict[str, Sender],
+    receivers: dict[str, Receiver],
+) -> None:
     """Serve until Shutdown, then close the links."""
-    senders, receivers = ends
-    links = links_of_stage(index, senders, receivers)
-    stage = Stage(transformer, StagePlan(index, num_stages, WAIT_S), links)
+    links = links_of_rank(plan.mesh, plan.rank, senders, receivers)
     try:
-        serve(stage)
+        serve(Stage(transformer, plan, links))
     finally:
-        for sender in senders.values():
-            sender.close()
-        for receiver in receivers.values():
-            receiver.close()
-    return stage
+        for end in (*senders.values(), *receivers.values()):
+            end.close()
 
 
 class MediaEnd:
     """What the media rank does, with speech no further ahead than it is."""
 
-    def __init__(self, senders: dict[str, Sender], receivers: dict[str, Receiver]) -> None:
-        self.stages = [senders[f"media-{index}"] for index in range(len(senders))]
+    def __init__(
+        self, layout: Layout, senders: dict[str, Sender], receivers: dict[str, Receiver]
+    ) -> None:
+        self.layout = layout
+        self.ranks = [senders[f"media-{rank}"] for rank in range(len(senders))]
         self.latents = receivers["latents"]
-        self.embedder: ConditionEmbedder = tiny.embedder()
+        self.embedder: ConditionEmbedder = tiny.embedder(layout.dtype)
         self.open: dict[int, Case] = {}
 
     @torch.no_grad()
     def begin(self, case: Case) -> None:
-        """Open a job at all stages and send the speech of its first blocks."""
+        """Open a job at all ranks and send the speech of its first blocks."""
         schedule, inputs = make_schedule(case.num_steps), case.conditions
         grid = TokenGrid.of_latent(inputs.reference_CFHW)
         message = JobOpen(case.number, case.timeline, schedule, grid, case.number)
         time = self.embedder.embed_time(schedule.timesteps)
         tensors = (self.embedder.embed_text(inputs.text_LD), time.head_SD, time.layers_S6D)
-        for index, sender in enumerate(self.stages):
-            first = (inputs.reference_CFHW, inputs.motion_CFHW) if index == 0 else ()
+        for rank, sender in enumerate(self.ranks):
+            first = (inputs.reference_CFHW, inputs.motion_CFHW) if rank == 0 else ()
             sender.send(message, *tensors, *first, timeout_s=WAIT_S)
         self.open[case.number] = case
-        in_flight = Pipeline(len(self.stages), case.num_steps).blocks_in_flight
+        in_flight = Pipeline(self.layout.mesh.num_stages, case.num_steps).blocks_in_flight
         for _ in range(in_flight + SPARE_BLOCKS):
             self._speak(case)
 
     def cancel(self, case: Case) -> None:
         """Ask stage 0 to stop a job."""
-        self.stages[0].send(JobCancel(case.number), timeout_s=WAIT_S)
+        self.ranks[0].send(JobCancel(case.number), timeout_s=WAIT_S)
 
     def take(self) -> Case:
         """Take one message; returns the job it belongs to."""
@@ -175,8 +199,8 @@ class MediaEnd:
             self.take()
 
     def shut_down(self) -> None:
-        """End the stages."""
-        for sender in self.stages:
+        """End the ranks."""
+        for sender in self.ranks:
             sender.send(Shutdown(), timeout_s=WAIT_S)
 
     @torch.no_grad()
@@ -186,7 +210,7 @@ class MediaEnd:
             return
         heard = slice(block * FRAMES_PER_BLOCK, (block + 1) * FRAMES_PER_BLOCK)
         audio = self.embedder.audio_encoder.encode_block(case.conditions.speech_AV[:, heard])
-        for sender in self.stages:
+        for sender in self.ranks:
             sender.send(
                 BlockSpeech(case.number, block), audio.local_FKD, audio.global_FD, timeout_s=WAIT_S
             )
@@ -194,30 +218,30 @@ class MediaEnd:
 
 
 @contextmanager
-def pipeline_of(num_stages: int) -> Iterator[MediaEnd]:
-    """Start the stages in processes; at the end they have to leave by themselves, without error."""
-    ranges = split_layers([1.0] * TINY.num_layers, num_stages)
-    spawn = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory(prefix="stages-") as name:
+def ranks_of(layout: Layout) -> Iterator[MediaEnd]:
+    """Start the ranks in processes; at the end they have to leave by themselves, without error."""
+    mesh = layout.mesh
+    start = multiprocessing.get_context("forkserver")  # imports once for all ranks
+    start.set_forkserver_preload([__name__])
+    with tempfile.TemporaryDirectory(prefix="ranks-") as name:
         folder = Path(name)
         processes = [
-            spawn.Process(target=stage_main, args=(folder, index, ranges), daemon=True)
-            for index in range(num_stages)
+            start.Process(target=rank_main, args=(folder, rank, layout), daemon=True)
+            for rank in range(mesh.num_dit_ranks)
         ]
         for process in processes:
             process.start()
         try:
-            links = stage_links(num_stages, num_stages)
-            senders, receivers = connect(folder, num_stages, links, CPU, WAIT_S)
-            media = MediaEnd(senders, receivers)
+            ends = connect(folder, mesh.media_rank, stage_links(mesh), CPU, WAIT_S)
+            media = MediaEnd(layout, *ends)
             yield media
             media.shut_down()
-            for sender in senders.values():
+            for sender in ends[0].values():
                 sender.close()
             for process in processes:
                 process.join(20)
-            assert [process.exitcode for process in processes] == [0] * num_stages
-            for receiver in receivers.values():
+            assert [process.exitcode for process in processes] == [0] * mesh.num_dit_ranks
+            for receiver in ends[1].values():
                 receiver.close()
         finally:
             for process in processes:

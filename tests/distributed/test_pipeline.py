@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.distributed.pipeline_ranks import Case, MediaEnd, pipeline_of
+from liveavatar.parallel.mesh import Mesh
+from tests.distributed.pipeline_ranks import Case, Layout, MediaEnd, ranks_of
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -19,7 +20,7 @@ numbers = itertools.count(1)
 
 @pytest.fixture(scope="module", params=[1, 2, 3, 4], ids=lambda count: f"K{count}")
 def media(request: pytest.FixtureRequest) -> Iterator[MediaEnd]:
-    with pipeline_of(request.param) as started:
+    with ranks_of(Layout(Mesh(request.param))) as started:
         yield started
 
 

@@ -82,7 +82,7 @@ def test_the_norm_in_bfloat16_has_float32_statistics_and_rounds_before_the_weigh
 def test_one_fused_matrix_gives_the_query_key_and_value_of_three() -> None:
     attention = randomised(SelfAttention(DIM, HEADS, 1e-6, torch.float32))
     tokens = seeded(9, DIM)
-    query, kv = attention.project(tokens)
+    query, kv = attention.split_heads(tokens)
     parts = zip(attention.qkv.weight.chunk(3), attention.qkv.bias.chunk(3), strict=True)
     q, k, v = (tokens.double() @ weight.double().T + bias.double() for weight, bias in parts)
     expected = rms(q, attention.norm_q.weight), rms(k, attention.norm_k.weight), v

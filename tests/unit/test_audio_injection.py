@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from liveavatar.model.audio_injection import AudioEncoder, AudioInjection, BlockAudio
+from liveavatar.model.denoiser import TokenGrid
 from tests.unit.tiny import randomised, seeded
 
 STATES, WIDTH, DIM, TOKENS, HEADS = 3, 20, 32, 4, 2
@@ -150,6 +151,19 @@ def test_a_latent_frame_hears_its_own_speech_only(injection: AudioInjection, fra
     for other in (BlockAudio(local, audio.global_FD), BlockAudio(audio.local_FKD, whole)):
         changed = (injection(hidden, injection.prepare(other)) != ours).any(dim=1)
         assert changed.tolist() == [index // 4 == frame for index in range(12)]
+
+
+@pytest.mark.parametrize("tokens", [range(0, 5), range(3, 12), range(5, 7), range(8, 12)], ids=str)
+def test_some_tokens_of_a_block_hear_what_they_hear_among_all(
+    injection: AudioInjection, tokens: range
+) -> None:
+    hidden, audio = seeded(12, DIM, seed=5), block_audio()
+    everyone = injection(hidden, injection.prepare(audio))
+    frame_tokens = TokenGrid(2, 2).frame_tokens_in(tokens)
+    assert sum(frame_tokens) == len(tokens)
+    some = slice(tokens.start, tokens.stop)
+    ours = injection(hidden[some], injection.prepare(audio, frame_tokens))
+    assert torch.allclose(ours, everyone[some], atol=ROUNDING)
 
 
 def test_encoded_speech_lies_in_memory_as_it_does_behind_a_link() -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from liveavatar.conditioning import Conditions
-from liveavatar.config import FRAMES_PER_BLOCK, SamplingConfig
+from liveavatar.config import FRAMES_PER_BLOCK, SamplingConfig, TransformerConfig
 from liveavatar.model.checkpoint_files import Part, TensorEntry, TensorFiles
 from liveavatar.model.denoiser import Denoiser, TokenGrid
 from liveavatar.model.transformer import ConditionEmbedder, Transformer
@@ -62,27 +62,32 @@ def randomised(network: Network, seed: int = 0) -> Network:
 
 
 @cache
-def transformer() -> Transformer:
-    """All four layers, float32."""
-    return randomised(Transformer(TINY), seed=1)
+def transformer(
+    config: TransformerConfig = TINY, dtype: torch.dtype = torch.float32
+) -> Transformer:
+    """All four layers."""
+    return randomised(Transformer(config, dtype=dtype), seed=1)
 
 
 @cache
-def embedder() -> ConditionEmbedder:
+def embedder(dtype: torch.dtype = torch.float32) -> ConditionEmbedder:
     """Time, text and speech of the same network."""
-    return randomised(ConditionEmbedder(TINY), seed=2)
+    return randomised(ConditionEmbedder(TINY, dtype), seed=2)
 
 
 @cache
-def models() -> Models:
+def models(config: TransformerConfig = TINY, dtype: torch.dtype = torch.float32) -> Models:
     """The networks of a whole generation."""
-    return Models(transformer(), embedder(), randomised(Decoder(VAE), seed=3))
+    decoder = randomised(Decoder(VAE), seed=3)
+    return Models(transformer(config, dtype), embedder(dtype), decoder)
 
 
-def stage(layers: range) -> Transformer:
+def stage(
+    layers: range, config: TransformerConfig = TINY, dtype: torch.dtype = torch.float32
+) -> Transformer:
     """A range of the layers of `transformer()`, built alone, with weights of its own."""
-    part = Transformer(TINY, layers)
-    whole = transformer().state_dict()
+    part = Transformer(config, layers, dtype)
+    whole = transformer(config, dtype).state_dict()
     part.load_state_dict({name: whole[name].clone() for name in part.state_dict()})
     return part.requires_grad_(False).eval()
 
