@@ -33,6 +33,7 @@ HELD = {
 # Development tools that are started, not imported.
 STARTED = {"mypy", "pytest-timeout", "ruff"}
 COMMANDS = ["scripts/run", "scripts/test", "scripts/lint", "scripts/bench", ".ci/run"]
+COMMANDS += ["run_4gpu_tpp.sh", "guardian.sh", "monitor_gpu.sh"]
 
 
 def pins(name: str) -> dict[str, str]:
