@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NoReturn
 
 import torch
@@ -16,7 +14,7 @@ from inference.interrupt import StopRequest
 from inference.video_job import VideoJob
 from liveavatar.conditioning import Conditions, Encoders, encode_conditions
 from liveavatar.engine.group import WorkerGroup
-from liveavatar.engine.messages import Finished, GroupSpec, Refused, RenderJob
+from liveavatar.engine.messages import Finished, Refused, RenderJob
 from liveavatar.engine.messages import Progress as Progressed
 from liveavatar.errors import MediaError
 from liveavatar.host_memory import release_freed_memory
@@ -132,7 +130,7 @@ def render_here(job: VideoJob, started: float) -> Progress:
 def render_in_group(job: VideoJob, started: float) -> Progress:
     """Render in a worker group of this command's own: pipeline stages and a media rank."""
     progress = Progress()
-    with WorkerGroup(_group_spec(job)) as group, _progress_bar(job) as bar, StopRequest() as stop:
+    with WorkerGroup(job.group_spec()) as group, _progress_bar(job) as bar, StopRequest() as stop:
         group.wait_until_ready()
         group.submit(_render_job(job))
         while True:
@@ -161,28 +159,6 @@ def _render_job(job: VideoJob) -> RenderJob:
         timeline=job.timeline,
         sampling=job.sampling,
         live_path=job.live_path,
-    )
-
-
-def _group_spec(job: VideoJob) -> GroupSpec:
-    """Lay out the group: one rank per stage and the media rank.
-
-    On GPUs the media rank has a card of its own with `enable_vae_parallel`, else it shares the last
-    stage's. On the CPU the cores are shared out evenly.
-    """
-    num_stages = len(job.stages)
-    devices = ["cpu"] * (num_stages + 1)
-    if torch.cuda.is_available():
-        media = num_stages if job.options.enable_vae_parallel else num_stages - 1
-        devices = [f"cuda:{index}" for index in [*range(num_stages), media]]
-    return GroupSpec(
-        checkpoint=job.options.ckpt_dir,
-        adapter=job.options.lora_path_dmd,
-        stages=job.stages,
-        devices=tuple(devices),
-        dtype="bfloat16" if torch.cuda.is_available() else "float32",
-        threads=max(1, (os.cpu_count() or 1) // (num_stages + 1)),
-        folder=Path(),
     )
 
 

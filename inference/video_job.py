@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-import torch
 
 from liveavatar.config import (
     ParallelConfig,
@@ -15,6 +14,9 @@ from liveavatar.config import (
     check_visible_devices,
     launched_ranks,
 )
+from liveavatar.engine.layout import Video, choose_layout, narrowed
+from liveavatar.engine.machine import detect_machine
+from liveavatar.engine.messages import GroupSpec
 from liveavatar.errors import ConfigError, EngineError
 from liveavatar.host_memory import release_freed_memory
 from liveavatar.media.ingest import Inputs, ingest
@@ -22,7 +24,7 @@ from liveavatar.media.notes import Note
 from liveavatar.media.portrait import UInt8Array, crop_to_size, fit_size
 from liveavatar.media.sound_mix import Mix
 from liveavatar.model.checkpoint import Checkpoint, open_checkpoint
-from liveavatar.plan.layout import split_stages
+from liveavatar.plan.layout import Machine
 from liveavatar.request import SizeOption, parse_size
 from liveavatar.timeline import Timeline, make_timeline
 
@@ -44,7 +46,7 @@ class VideoJob:
     timeline: Timeline
     portrait_HWC: UInt8Array
     checkpoint: Checkpoint
-    stages: tuple[range, ...]
+    machine: Machine
 
     @property
     def live_path(self) -> Path:
@@ -55,7 +57,15 @@ class VideoJob:
     @property
     def alone(self) -> bool:
         """Whether this process does all of it, without a worker group."""
-        return len(self.stages) == 1 and not self.options.enable_vae_parallel
+        return self.options.num_gpus_dit == 1 and not self.options.enable_vae_parallel
+
+    def group_spec(self) -> GroupSpec:
+        """The worker group that makes it; ConfigError when it does not fit the machine."""
+        frames, clip = self.timeline.num_frames, self.sampling.infer_frames
+        sampling = replace(self.sampling, num_clip=math.ceil(frames / clip))
+        video = Video((self.portrait_HWC.shape[0], self.portrait_HWC.shape[1]), sampling)
+        adapter = self.options.lora_path_dmd
+        return choose_layout(self.options.ckpt_dir, adapter, [video], self.machine)
 
     def take_inputs(self) -> Inputs:
         """Hand over the inputs; they are not kept here."""
@@ -74,8 +84,8 @@ def prepare(options: argparse.Namespace) -> VideoJob:
     size = parse_size(options.size)
     width = options.num_gpus_dit if options.ulysses_size is None else options.ulysses_size
     parallel = ParallelConfig(options.num_gpus_dit, width)
-    _check_ranks(parallel, options)
     check_visible_devices()
+    machine = _machine(parallel, options)
     sampling = SamplingConfig(
         num_steps=options.sample_steps,
         infer_frames=options.infer_frames,
@@ -94,8 +104,6 @@ def prepare(options: argparse.Namespace) -> VideoJob:
     )
     timeline = make_timeline(sampling, len(inputs.speech.samples))
     portrait = _fit(inputs.portrait.rgb, size)
-    height, width = portrait.shape[:2]
-    stages = split_stages(checkpoint.config, (height, width), sampling, parallel.num_gpus_dit)
     release_freed_memory()  # what decoding a long recording took
     return VideoJob(
         options=options,
@@ -106,21 +114,17 @@ def prepare(options: argparse.Namespace) -> VideoJob:
         timeline=timeline,
         portrait_HWC=portrait,
         checkpoint=checkpoint,
-        stages=stages,
+        machine=machine,
     )
 
 
-def _check_ranks(parallel: ParallelConfig, options: argparse.Namespace) -> None:
+def _machine(parallel: ParallelConfig, options: argparse.Namespace) -> Machine:
+    """The part of this machine that the ranks take; ConfigError when there are too many."""
     if launched_ranks() > 1:
         raise ConfigError("torchrun: this command starts its own ranks; run it without torchrun")
     if not options.tpp_mode and parallel.num_gpus_dit > 1:
         raise ConfigError("tpp_mode: expected True with several ranks; False runs on one only")
-    ranks = parallel.num_gpus_dit + options.enable_vae_parallel
-    if torch.cuda.is_available() and ranks > torch.cuda.device_count():
-        raise ConfigError(
-            f"num_gpus_dit: {ranks} ranks need as many GPUs, {torch.cuda.device_count()} are "
-            "visible; use fewer ranks or widen CUDA_VISIBLE_DEVICES"
-        )
+    return narrowed(detect_machine(), parallel.num_gpus_dit, own_media=options.enable_vae_parallel)
 
 
 def _check_output(path: Path) -> None:

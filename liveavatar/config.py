@@ -247,6 +247,19 @@ def check_visible_devices(environment: Mapping[str, str] = os.environ) -> None:
         )
 
 
+def visible_gpus(environment: Mapping[str, str] = os.environ) -> tuple[str, ...] | None:
+    """GPUs that CUDA_VISIBLE_DEVICES names, numbers or UUIDs; None when all are visible.
+
+    As CUDA reads it: what follows a name that starts with "-" is not visible.
+    """
+    listed = environment.get("CUDA_VISIBLE_DEVICES")
+    if listed is None:
+        return None
+    names = [name.strip() for name in listed.split(",")]
+    end = next((i for i, name in enumerate(names) if not name or name.startswith("-")), len(names))
+    return tuple(names[:end])
+
+
 def launched_ranks(environment: Mapping[str, str] = os.environ) -> int:
     """Processes that a launcher such as torchrun started together; 1 without one.
 

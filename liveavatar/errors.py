@@ -11,6 +11,7 @@ LiveAvatarError
 │   └── LeaseLostError     the job was taken from the worker that reports on it
 └── EngineError            the machinery failed, not the input
     ├── WorkerDiedError    a rank ended before its work did
+    │   └── MemoryShortError   because it needed more memory than it may take
     ├── DeadlineError      a wait ran out of time
     └── StreamClosedError  a stream was used after it was closed
 
@@ -61,6 +62,10 @@ class EngineError(LiveAvatarError):
 
 class WorkerDiedError(EngineError):
     """A rank ended before its work did."""
+
+
+class MemoryShortError(WorkerDiedError):
+    """A rank needed more memory than there is, or than it may take."""
 
 
 class DeadlineError(EngineError):

@@ -1,7 +1,9 @@
-"""Memory that was freed, really given back."""
+"""Memory of this process: how much it is, and what was freed really given back."""
 
 import ctypes
 import gc
+import re
+from pathlib import Path
 
 import torch
 
@@ -18,3 +20,10 @@ def release_freed_memory() -> None:
         trim(0)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def resident_bytes() -> tuple[int, int]:
+    """Memory of this process that is in RAM, now and at most; Linux."""
+    status = Path("/proc/self/status").read_text()
+    found = dict(re.findall(r"^(VmRSS|VmHWM):\s+(\d+) kB", status, re.MULTILINE))
+    return int(found["VmRSS"]) * 1024, int(found["VmHWM"]) * 1024

@@ -84,11 +84,12 @@ def write_checkpoint(directory: Path, seed: int = 0) -> None:
     _write_json(directory / CONFIG, config)
     weights = _random(network_shapes(TINY), generator, torch.bfloat16)
     _write_shards(directory / TRANSFORMER_INDEX, weights)
-    torch.save(_random(_text_shapes(), generator, torch.bfloat16), directory / TEXT_ENCODER)
+    torch.save(_random(text_shapes(TINY_TEXT), generator, torch.bfloat16), directory / TEXT_ENCODER)
     torch.save(_random(checkpoint_shapes(TINY_VAE), generator), directory / VAE)
-    _tokenizer().save(str(directory / TOKENIZER / "tokenizer.json"))
+    character_tokenizer().save(str(directory / TOKENIZER / "tokenizer.json"))
     _write_json(directory / SPEECH_ENCODER / "config.json", TINY_SPEECH)
-    speech = _random(_speech_shapes(), generator)
+    speech_config = Wav2Vec2Config(**TINY_SPEECH, mask_time_prob=0.0)
+    speech = _random(speech_shapes(speech_config), generator)
     save_file(speech, directory / SPEECH_ENCODER / "model.safetensors")
 
 
@@ -106,18 +107,20 @@ def write_adapter(directory: Path, rank: int = 4, seed: int = 1) -> Path:
     return directory / FILE_NAME
 
 
-def _text_shapes() -> Shapes:
+def text_shapes(config: UMT5Config) -> Shapes:
+    """Name and shape of every stored tensor of a text encoder."""
     with torch.device("meta"):
-        encoder = UMT5EncoderModel(TINY_TEXT)
+        encoder = UMT5EncoderModel(config)
     return {
         text_encoder.stored_name(name): tuple(value.shape)
         for name, value in encoder.state_dict().items()
     }
 
 
-def _speech_shapes() -> Shapes:
+def speech_shapes(config: Wav2Vec2Config) -> Shapes:
+    """Name and shape of every stored tensor of a speech encoder."""
     with torch.device("meta"):
-        model = Wav2Vec2Model(Wav2Vec2Config(**TINY_SPEECH, mask_time_prob=0.0))
+        model = Wav2Vec2Model(config)
     return {
         audio_encoder.published_name(name): tuple(value.shape)
         for name, value in model.state_dict().items()
@@ -157,8 +160,8 @@ def _write_shards(index: Path, weights: Mapping[str, Tensor]) -> None:
     _write_json(index, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _tokenizer() -> Tokenizer:
-    """A unigram tokenizer of single characters, with the special ids of umT5."""
+def character_tokenizer() -> Tokenizer:
+    """Make a unigram tokenizer of single characters, with the special ids of umT5."""
     pieces: Iterable[str] = ["▁", *map(chr, range(33, 127)), *map(chr, range(192, 256))]
     vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((p, -2.0) for p in pieces)]
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=2))

@@ -129,7 +129,7 @@ class FakeGroup:
             done = _RANK_BYTES * step // _LOADING_STEPS
             self._events.put(Loading(rank, done, _RANK_BYTES))
         for rank in ranks:
-            self._events.put(Ready(rank, self._pace.load_s))
+            self._events.put(Ready(rank, self._pace.load_s, self._pace.load_s))
         while not self._ended.is_set():
             try:
                 job = self._jobs.get(timeout=0.05)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import shutil
+import signal
 import tempfile
 import threading
 import time
@@ -29,10 +30,15 @@ from liveavatar.engine.messages import (
     Stop,
     Submit,
 )
-from liveavatar.errors import DeadlineError, EngineError, WorkerDiedError
+from liveavatar.engine.owner import Owner
+from liveavatar.engine.watchdog import Limits, Watchdog
+from liveavatar.errors import DeadlineError, EngineError, MemoryShortError, WorkerDiedError
 
 STOP_S = 10.0
 """Seconds that ranks get to end by themselves."""
+
+START_S = 120.0
+"""Seconds until the first word of a rank: it reads its libraries, from a cold disk at worst."""
 
 _LAST_WORDS_S = 1.0
 
@@ -57,8 +63,8 @@ class Group(Protocol):
         """Wait for the next report; None when none came in time.
 
         Raises:
-            WorkerDiedError: a rank failed or ended; names it and says why. The group is to be
-                killed then.
+            EngineError: a rank failed, ended or hangs; one line names it and says why. The group
+                is to be killed then.
         """
 
     def close(self, timeout_s: float = STOP_S) -> None:
@@ -85,6 +91,8 @@ class WorkerGroup:
         self._processes: list[Any] = []
         self._starting = set(range(spec.world_size))
         self._sending = threading.Lock()
+        limits = Limits(max(START_S, spec.silence_s), spec.silence_s, spec.timeout_s)
+        self._watchdog = Watchdog(spec.world_size, limits)
         # Before the handler of multiprocessing, which would wait for ranks that finish their jobs.
         atexit.register(self.kill)
         try:
@@ -118,6 +126,7 @@ class WorkerGroup:
 
     def submit(self, job: RenderJob) -> None:
         """Queue a job behind those submitted before it; from any thread."""
+        self._watchdog.submitted(job)
         self._send(self.spec.media_rank, Submit(job))
 
     def cancel(self, number: int) -> None:
@@ -131,23 +140,30 @@ class WorkerGroup:
 
         Raises:
             WorkerDiedError: a rank failed or ended; names it and says why.
+            DeadlineError: a rank is silent, or an open job makes no progress.
         """
         if not self._pipes:
             raise WorkerDiedError("the worker group has ended; start another")
+        ready = _with_news(self._pipes, timeout_s)
+        quiet = [rank for rank, pipe in enumerate(self._pipes) if pipe not in ready]
         broken = []
-        for pipe in _with_news(self._pipes, timeout_s):
+        for pipe in ready:
+            rank = self._pipes.index(pipe)
             try:
                 message: Event = pipe.recv()
             except (EOFError, OSError):
-                broken.append(self._pipes.index(pipe))
+                broken.append(rank)
                 continue
             if isinstance(message, Failed):
                 raise self._first_cause(message)
+            self._watchdog.heard(rank, message)
             if isinstance(message, Ready):
                 self._note_ready(message.rank)
+            self._complain(quiet)
             return message
         if broken:
             raise self._death_of(broken[0])
+        self._complain(quiet)
         return None
 
     def close(self, timeout_s: float = STOP_S) -> None:
@@ -155,6 +171,13 @@ class WorkerGroup:
         with suppress(WorkerDiedError):
             self._send(self.spec.media_rank, Stop())
         deadline = time.monotonic() + timeout_s
+        pipes = list(self._pipes)
+        while pipes and (left := deadline - time.monotonic()) > 0:
+            for pipe in _with_news(pipes, left):  # a rank does not end while nobody reads
+                try:
+                    pipe.recv()
+                except (EOFError, OSError):
+                    pipes.remove(pipe)
         for process in self._processes:
             process.join(max(0.0, deadline - time.monotonic()))
         self.kill()
@@ -198,6 +221,11 @@ class WorkerGroup:
             self._pipes.append(ours)
             self._processes.append(process)
 
+    def _complain(self, quiet: list[int]) -> None:
+        complaint = self._watchdog.complaint(quiet)
+        if complaint is not None:
+            raise DeadlineError(complaint)
+
     def _note_ready(self, rank: int) -> None:
         self._starting.discard(rank)
         if not self._starting:
@@ -227,7 +255,8 @@ class WorkerGroup:
                 if isinstance(message, Failed):
                     failures.append(message)
         cause = next((f for f in failures if " is gone" not in f.reason), failures[0])
-        return WorkerDiedError(f"rank {cause.rank} failed: {cause.reason}")
+        kind = MemoryShortError if cause.out_of_memory else WorkerDiedError
+        return kind(f"rank {cause.rank} failed: {cause.reason}")
 
     def _death_of(self, rank: int) -> EngineError:
         code = self._exit_code(rank, time.monotonic() + STOP_S)
@@ -246,9 +275,14 @@ class WorkerGroup:
 
 def _run_rank(rank: int, spec: GroupSpec, pipe: Connection) -> None:
     """Run a rank; here, so that the owner's process needs no torch to name it."""
+    # Signals from a terminal or a service manager reach every process; what they mean is for the
+    # owner to say, and for the media rank, which lets the jobs at hand finish.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    owner = Owner(pipe)  # before torch is read, which takes seconds
     from liveavatar.engine.worker import worker_main
 
-    worker_main(rank, spec, pipe)
+    worker_main(rank, spec, owner)
 
 
 def _with_news(pipes: list[Connection], timeout_s: float) -> list[Connection]:

@@ -1,30 +1,29 @@
 """The media rank: conditions out to the stages, latents in, frames to the growing file.
 
-Several things go on at once. A thread encodes the next job while this one renders; the main thread
-receives finished latents, decodes them and paces the speech; the links have threads of their own.
-Speech of a block is sent when an earlier block is finished, so that what waits at the stages does
-not grow with the video.
+Several things go on at once. The next job is prepared in a thread while this one renders; the main
+thread receives finished latents, decodes them and paces the speech; frames are encoded and written
+in a thread per file; the links have threads of their own. Speech of a block is sent when an earlier
+block is finished, so that what waits at the stages does not grow with the video.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from liveavatar.conditioning import Conditions, Encoders, encode_conditions
+from liveavatar.conditioning import Conditions, Encoders
 from liveavatar.config import FRAMES_PER_BLOCK
-from liveavatar.engine.messages import Finished, Progress, Refused, RenderJob
-from liveavatar.errors import EngineError, LiveAvatarError, MediaError
-from liveavatar.media.soundtrack import open_soundtrack
-from liveavatar.media.spoken_video import SpokenVideo
+from liveavatar.engine.live_video import LiveVideo
+from liveavatar.engine.messages import Progress, Refused, RenderJob
+from liveavatar.engine.preparation import Preparation, Prepared
+from liveavatar.errors import EngineError, MediaError
 from liveavatar.model.denoiser import TokenGrid
 from liveavatar.model.transformer import ConditionEmbedder
 from liveavatar.model.vae import Decoder
+from liveavatar.parallel.activity import Activity
 from liveavatar.parallel.messages import (
     BlockSpeech,
     FinishedBlock,
@@ -53,6 +52,29 @@ class MediaNetworks:
     decoder: Decoder
 
 
+@dataclass(frozen=True)
+class MediaPlan:
+    """How the media rank works.
+
+    Attributes:
+        num_stages: pipeline stages.
+        jobs_at_once: jobs that may be open at the stages.
+        timeout_s: longest wait for a stage to take a message, or for a file to take frames.
+    """
+
+    num_stages: int
+    jobs_at_once: int
+    timeout_s: float
+
+
+@dataclass(frozen=True)
+class MediaLinks:
+    """Links to each transformer rank, and from the one that conducts, which is the first."""
+
+    to_stages: list[Sender]
+    latents: Receiver
+
+
 @dataclass
 class _OpenJob:
     """A job whose work is in the stages."""
@@ -60,18 +82,11 @@ class _OpenJob:
     job: RenderJob
     conditions: Conditions
     decoder: VideoDecoder
-    video: SpokenVideo
-    waiting: list[Tensor]
+    video: LiveVideo
+    waiting: list[Tensor] = field(default_factory=list)
     speech_sent: int = 0
     blocks_done: int = 0
     cancelled: bool = False
-    refused: bool = False
-
-
-def _begin_video(job: RenderJob) -> SpokenVideo:
-    height, width = job.portrait_HWC.shape[:2]
-    sound = open_soundtrack(job.soundtrack, mix=job.mix)
-    return SpokenVideo(job.live_path, sound, width, height)
 
 
 class MediaRank:
@@ -79,112 +94,84 @@ class MediaRank:
 
     Args:
         networks: encoders and decoder.
-        to_stages: link to each pipeline stage.
-        latents: link from stage 0.
-        report: tells the supervisor.
-        timeout_s: longest wait for a stage to take a message.
+        links: to the stages and from them.
+        plan: how it works.
+        activity: what it does and where its time goes.
     """
 
     def __init__(
         self,
         networks: MediaNetworks,
-        to_stages: list[Sender],
-        latents: Receiver,
-        report: Callable[[object], None],
-        timeout_s: float,
+        links: MediaLinks,
+        plan: MediaPlan,
+        activity: Activity,
     ) -> None:
         self.networks = networks
-        self._to_stages = to_stages
-        self._latents = latents
-        self._report = report
-        self._timeout_s = timeout_s
-        self._submitted: queue.Queue[RenderJob | None] = queue.Queue()
-        self._encoded: queue.Queue[tuple[RenderJob, Conditions] | BaseException | None] = (
-            queue.Queue(maxsize=1)
-        )
-        self._cancelled: set[int] = set()
+        self._links = links
+        self._plan = plan
+        self._activity = activity
+        self._report: Callable[[object], None] = lambda _: None
         self._open: dict[int, _OpenJob] = {}
-
-    def submit(self, job: RenderJob) -> None:
-        """Take a job; from any thread."""
-        self._submitted.put(job)
-
-    def cancel(self, number: int) -> None:
-        """Stop a job at once, keeping its finished blocks; from any thread."""
-        self._cancelled.add(number)
-
-    def stop(self) -> None:
-        """End when all jobs are done; from any thread."""
-        self._submitted.put(None)
+        self._closing: list[LiveVideo] = []
 
     @torch.no_grad()
-    def serve(self) -> None:
-        """Work until stopped.
+    def serve(self, jobs: Preparation, report: Callable[[object], None]) -> None:
+        """Work until `jobs` is stopped and all of them are done.
+
+        Args:
+            jobs: where they come from.
+            report: tells how they go on.
 
         Raises:
             WorkerDiedError: a stage is gone.
             DeadlineError: a stage took nothing in time.
         """
-        threading.Thread(target=self._encode_jobs, name="encode", daemon=True).start()
-        stopping = False
-        while not (stopping and not self._open):
-            stopping = self._open_next_job() or stopping
-            self._pass_on_cancels()
-            packet = self._latents.poll(_POLL_S)
+        self._report = report
+        jobs.start(self.networks.encoders, self.networks.embedder)
+        more = True
+        while more or self._open or self._closing:
+            if more and len(self._open) < self._plan.jobs_at_once:
+                more = self._open_next(jobs)
+            self._pass_on_cancels(jobs)
+            with self._activity.waiting():
+                packet = self._links.latents.poll(_POLL_S)
             if packet is not None:
                 self._take(packet)
-        for sender in self._to_stages:
-            sender.send(Shutdown(), timeout_s=self._timeout_s)
+            self._forget_the_closed(jobs)
 
-    @torch.no_grad()
-    def _encode_jobs(self) -> None:
-        while (job := self._submitted.get()) is not None:
-            self._report(Progress(job.number, 0, "preparing"))
+    def shut_down(self) -> None:
+        """Tell the stages that no more jobs follow."""
+        for sender in self._links.to_stages:
+            sender.send(Shutdown(), timeout_s=self._plan.timeout_s)
+
+    def _open_next(self, jobs: Preparation) -> bool:
+        """Open the next prepared job if there is one; False when no more will come."""
+        try:
+            prepared = jobs.next_job()
+        except StopIteration:
+            return False
+        if prepared is not None:
             try:
-                conditions = encode_conditions(
-                    self.networks.encoders,
-                    job.portrait_HWC,
-                    job.speech_N,
-                    job.prompt,
-                    embedder=self.networks.embedder,
-                    num_blocks=job.timeline.num_blocks,
-                )
-            except LiveAvatarError as error:
-                self._report(Refused(job.number, str(error)))
-                continue
-            except BaseException as error:  # noqa: BLE001 - raised again in the main thread
-                self._encoded.put(error)
-                return
-            self._encoded.put((job, conditions))
-        self._encoded.put(None)
+                video = LiveVideo(prepared.job, self._report)
+            except MediaError as error:
+                jobs.forget(prepared.job.number)
+                self._report(Refused(prepared.job.number, str(error)))
+            else:
+                self._begin(prepared, video)
+        return True
 
-    def _open_next_job(self) -> bool:
-        """Open the next encoded job if there is one; tells whether no more will come."""
-        if len(self._open) > 1:
-            return False
-        try:
-            encoded = self._encoded.get_nowait()
-        except queue.Empty:
-            return False
-        if encoded is None:
-            return True
-        if isinstance(encoded, BaseException):
-            raise encoded
-        job, conditions = encoded
-        try:
-            video = _begin_video(job)
-        except LiveAvatarError as error:
-            self._report(Refused(job.number, str(error)))
-            return False
-        decoder = VideoDecoder(
-            self.networks.decoder,
-            conditions.motion_CFHW,
-            torch.tensor(job.portrait_HWC),
-            job.timeline.num_frames,
-        )
-        self._open[job.number] = _OpenJob(job, conditions, decoder, video, [])
+    def _begin(self, prepared: Prepared, video: LiveVideo) -> None:
+        job, conditions = prepared.job, prepared.conditions
+        with self._activity.computing(f"job {job.number} opening"):
+            decoder = VideoDecoder(
+                self.networks.decoder,
+                conditions.motion_CFHW,
+                torch.tensor(job.portrait_HWC),
+                job.timeline.num_frames,
+            )
+        self._open[job.number] = _OpenJob(job, conditions, decoder, video)
+        self._report(Progress(job.number, 0, "rendering"))
         self._send_opening(self._open[job.number])
-        return False
 
     def _send_opening(self, opened: _OpenJob) -> None:
         job, conditions, embedder = opened.job, opened.conditions, self.networks.embedder
@@ -198,10 +185,10 @@ class MediaRank:
             job.sampling.seed,
         )
         everyone = (embedder.embed_text(conditions.text_LD), time.head_SD, time.layers_S6D)
-        for stage, sender in enumerate(self._to_stages):
-            first = (conditions.reference_CFHW, conditions.motion_CFHW) if stage == 0 else ()
-            sender.send(message, *everyone, *first, timeout_s=self._timeout_s)
-        pipeline = Pipeline(len(self._to_stages), job.sampling.num_steps)
+        for rank, sender in enumerate(self._links.to_stages):
+            first = (conditions.reference_CFHW, conditions.motion_CFHW) if rank == 0 else ()
+            sender.send(message, *everyone, *first, timeout_s=self._plan.timeout_s)
+        pipeline = Pipeline(self._plan.num_stages, job.sampling.num_steps)
         for _ in range(pipeline.blocks_in_flight + SPARE_BLOCKS):
             self._send_speech(opened)
 
@@ -212,20 +199,20 @@ class MediaRank:
         heard = slice(block * FRAMES_PER_BLOCK, (block + 1) * FRAMES_PER_BLOCK)
         speech_AV = opened.conditions.speech_AV[:, heard]
         audio = self.networks.embedder.audio_encoder.encode_block(speech_AV)
-        for sender in self._to_stages:
+        for sender in self._links.to_stages:
             sender.send(
                 BlockSpeech(opened.job.number, block),
                 audio.local_FKD,
                 audio.global_FD,
-                timeout_s=self._timeout_s,
+                timeout_s=self._plan.timeout_s,
             )
         opened.speech_sent += 1
 
-    def _pass_on_cancels(self) -> None:
-        for number in self._cancelled & self._open.keys():
-            self._cancelled.discard(number)
-            self._open[number].cancelled = True
-            self._to_stages[0].send(JobCancel(number), timeout_s=self._timeout_s)
+    def _pass_on_cancels(self, jobs: Preparation) -> None:
+        for number, opened in self._open.items():
+            if not opened.cancelled and (jobs.is_cancelled(number) or opened.video.refused):
+                opened.cancelled = True
+                self._links.to_stages[0].send(JobCancel(number), timeout_s=self._plan.timeout_s)
 
     def _take(self, packet: Packet) -> None:
         message = packet.message
@@ -234,46 +221,35 @@ class MediaRank:
             self._end(opened)
         elif isinstance(message, FinishedBlock):
             opened.blocks_done += 1
+            self._report(Progress(message.job, opened.video.num_frames, "rendering"))
             self._send_speech(opened)
-            if opened.refused:
-                return
             opened.waiting.append(packet.tensors[0])
             if opened.job.sampling.online_decode or (
                 len(opened.waiting) == opened.job.timeline.window_blocks
             ):
-                self._write_frames(opened)
+                self._decode(opened)
         else:
             raise EngineError(f"unexpected message from stage 0: {message!r}")
 
-    def _write_frames(self, opened: _OpenJob) -> None:
-        if not opened.waiting or opened.refused:
+    def _decode(self, opened: _OpenJob) -> None:
+        """Decode what waits and hand the frames over."""
+        if not opened.waiting:
             return
-        frames_THWC = opened.decoder.frames(torch.cat(opened.waiting, dim=1))
+        with self._activity.computing(f"job {opened.job.number} block {opened.blocks_done - 1}"):
+            frames_THWC = opened.decoder.frames(torch.cat(opened.waiting, dim=1))
         opened.waiting = []
-        try:
-            if len(frames_THWC):
-                opened.video.append(frames_THWC.numpy())
-        except MediaError as error:
-            self._give_up(opened, error)
-            return
-        self._report(Progress(opened.job.number, opened.video.num_frames, "rendering"))
-
-    def _give_up(self, opened: _OpenJob, error: MediaError) -> None:
-        """Refuse a job whose file cannot be written, as on a full disk; others may have room."""
-        opened.refused = True
-        self.cancel(opened.job.number)
-        self._report(Refused(opened.job.number, str(error)))
+        if len(frames_THWC):
+            opened.video.append(frames_THWC.numpy(), self._plan.timeout_s)
 
     def _end(self, opened: _OpenJob) -> None:
-        self._write_frames(opened)
-        self._report(Progress(opened.job.number, opened.video.num_frames, "finishing"))
-        try:
-            opened.video.close()
-        except MediaError as error:
-            self._give_up(opened, error)
-        del self._open[opened.job.number]
-        self._cancelled.discard(opened.job.number)
-        if opened.refused:
-            return
+        """Hand over what is left of a job that the stages have finished."""
+        self._decode(opened)
         cut_short = opened.cancelled and opened.blocks_done < opened.job.timeline.num_blocks
-        self._report(Finished(opened.job.number, opened.video.num_frames, cut_short))
+        opened.video.finish(cut_short=cut_short, timeout_s=self._plan.timeout_s)
+        del self._open[opened.job.number]
+        self._closing.append(opened.video)
+
+    def _forget_the_closed(self, jobs: Preparation) -> None:
+        for video in [video for video in self._closing if video.is_done]:
+            self._closing.remove(video)
+            jobs.forget(video.number)

@@ -18,7 +18,16 @@ import numpy.typing as npt
 from liveavatar.config import SamplingConfig
 from liveavatar.media.sound_mix import Mix
 from liveavatar.parallel.mesh import Mesh
+from liveavatar.plan.precision import Precision
+from liveavatar.plan.shapes import Network
 from liveavatar.timeline import Timeline
+
+
+@dataclass(frozen=True)
+class RandomWeights:
+    """In place of a checkpoint: random weights in these shapes, drawn on the devices."""
+
+    network: Network
 
 
 @dataclass(frozen=True)
@@ -26,28 +35,39 @@ class GroupSpec:
     """What a worker group is built from; the same value in every rank.
 
     Attributes:
-        checkpoint: folder of the weights.
+        checkpoint: folder of the weights, or random ones.
         adapter: adapter file or folder, or None.
         stages: layers of each pipeline stage; see `mesh` for the ranks.
         devices: device of each rank, such as "cpu" or "cuda:2".
-        dtype: of large matrices, "float32" or "bfloat16".
+        precision: of weights, keys and values.
         threads: CPU threads of each rank.
         folder: private to the group; its sockets lie there while it starts.
-        timeout_s: longest wait of a rank for a neighbour while work is under way.
+        timeout_s: longest wait of a rank for a neighbour while work is under way, and of the owner
+            for the next block of an open job.
         tp_degree: ranks that share the heads and widths of a stage.
         sp_degree: ranks that share the tokens of a stage.
+        silence_s: longest time that a rank says nothing; it speaks every second.
+        memory_limits: bytes torch may hold of each rank's GPU; 0, or no entries, for no limit.
+        weight_bytes: of each rank's weights, to tell how far loading is; may be empty.
+        jobs_at_once: jobs whose caches the stages may hold at the same time, 1 or 2.
+        warm_up_hw: height and width of the block that is made before the group is ready.
     """
 
-    checkpoint: Path
+    checkpoint: Path | RandomWeights
     adapter: Path | None
     stages: tuple[range, ...]
     devices: tuple[str, ...]
-    dtype: str
+    precision: Precision
     threads: int
     folder: Path
     timeout_s: float = 120.0
     tp_degree: int = 1
     sp_degree: int = 1
+    silence_s: float = 20.0
+    memory_limits: tuple[int, ...] = ()
+    weight_bytes: tuple[int, ...] = ()
+    jobs_at_once: int = 2
+    warm_up_hw: tuple[int, int] = (64, 64)
 
     @property
     def mesh(self) -> Mesh:
@@ -70,6 +90,10 @@ class GroupSpec:
     def world_size(self) -> int:
         """All ranks."""
         return self.mesh.world_size
+
+    def memory_limit(self, rank: int) -> int:
+        """Bytes that torch may hold of a rank's GPU; 0 for no limit."""
+        return self.memory_limits[rank] if self.memory_limits else 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,15 +144,22 @@ class Stop:
 
 @dataclass(frozen=True)
 class Ready:
-    """A rank has loaded its part and is connected."""
+    """A rank has loaded its part and is connected; the media rank, when a block came through all.
+
+    Attributes:
+        rank: which.
+        load_s: seconds from its start until its weights were there.
+        ready_s: seconds from its start until now.
+    """
 
     rank: int
-    seconds: float
+    load_s: float
+    ready_s: float
 
 
 @dataclass(frozen=True)
 class Loading:
-    """A rank has read so many of the bytes of its weights."""
+    """A rank holds so many of the bytes of its weights."""
 
     rank: int
     done_bytes: int
@@ -148,7 +179,10 @@ class RankStatus:
         peak_bytes: the most it held.
         memory_limit_bytes: what it may hold; 0 where nothing limits it.
         busy_share: share of the time since the last report in which it worked, 0..1.
-        item: what it works on, such as "block 12 step 3"; empty when it waits.
+        item: what it works on, such as "job 3 block 12 step 3"; empty when it waits.
+        waiting_share: share of that time in which it waited for another rank.
+        sending_share: share of that time in which it could not hand over what it sent.
+        peak_used_bytes: the most that was in use of what it held; 0 on the CPU.
     """
 
     rank: int
@@ -160,6 +194,9 @@ class RankStatus:
     memory_limit_bytes: int
     busy_share: float
     item: str
+    waiting_share: float = 0.0
+    sending_share: float = 0.0
+    peak_used_bytes: int = 0
 
 
 Stage = Literal["preparing", "rendering", "finishing"]
@@ -200,11 +237,19 @@ class Refused:
 
 @dataclass(frozen=True)
 class Failed:
-    """A rank ends because of an error; the group has to end with it."""
+    """A rank ends because of an error; the group has to end with it.
+
+    Attributes:
+        rank: which.
+        reason: one line.
+        trace: of the error.
+        out_of_memory: whether a smaller video might have worked.
+    """
 
     rank: int
     reason: str
     trace: str
+    out_of_memory: bool = False
 
 
 Event = Loading | Ready | RankStatus | Progress | Finished | Refused | Failed

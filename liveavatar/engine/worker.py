@@ -1,145 +1,137 @@
-"""One rank of a worker group: load its part, connect, say Ready, serve, end.
+"""One rank of a worker group: connect, load its part, warm up, say Ready, serve, end.
 
-A rank ends when its supervisor does: the pipe between them breaks. It ends when a neighbour does:
-the link breaks. Either way the reason goes to the supervisor, if there still is one.
+A rank ends when its owner does: the pipe between them breaks. It ends when a neighbour does: the
+link breaks. Either way the reason goes to the owner, if there still is one.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
 import traceback
-from collections.abc import Callable
-from concurrent.futures import Future
-from multiprocessing.connection import Connection
 
 import torch
 
-from liveavatar.conditioning import Encoders
-from liveavatar.engine.media_rank import MediaNetworks, MediaRank
-from liveavatar.engine.messages import Cancel, Failed, GroupSpec, Ready, Stop, Submit
-from liveavatar.errors import EngineError, LiveAvatarError
-from liveavatar.model.checkpoint import Placement, open_checkpoint
+from liveavatar.engine.heartbeat import Heartbeat
+from liveavatar.engine.messages import Failed, GroupSpec, Ready
+from liveavatar.engine.networks import load_media_networks, load_stage
+from liveavatar.engine.owner import Owner
+from liveavatar.errors import LiveAvatarError
+from liveavatar.model.checkpoint import Placement
+from liveavatar.parallel.activity import Activity
 from liveavatar.parallel.conductor import serve
 from liveavatar.parallel.group import open_groups
 from liveavatar.parallel.links import links_of_rank, stage_links
-from liveavatar.parallel.loading import load_part
 from liveavatar.parallel.stage import Stage, StagePlan
-from liveavatar.parallel.transfer import connect
+from liveavatar.parallel.transfer import Receiver, Sender, connect
 
-EXIT_ORPHANED = 3
-
-Report = Callable[[object], None]
+EXIT_FAILED = 1
 
 
-def worker_main(rank: int, spec: GroupSpec, pipe: Connection) -> None:
+class _Rank:
+    """What every rank has: its place, its owner, a heartbeat.
+
+    Args:
+        rank: of this process.
+        spec: of its group.
+        owner: who started it.
+    """
+
+    def __init__(self, rank: int, spec: GroupSpec, owner: Owner) -> None:
+        self.rank = rank
+        self.spec = spec
+        self.owner = owner
+        self._started = time.monotonic()
+        device = torch.device(spec.devices[rank])
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+            if limit := spec.memory_limit(rank):
+                total = torch.cuda.get_device_properties(device).total_memory
+                torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), device)
+        self.where = Placement.planned(device, spec.precision)
+        self.activity = Activity(device)
+        self.heartbeat = Heartbeat(rank, spec, self.activity, owner.say)
+
+    def connect(self) -> tuple[dict[str, Sender], dict[str, Receiver]]:
+        """Link up with the other ranks; before loading, which may take one minutes longer."""
+        spec = self.spec
+        links = stage_links(spec.mesh)
+        return connect(spec.folder, self.rank, links, self.where.device, spec.timeout_s)
+
+    def seconds(self) -> float:
+        """Since this rank began."""
+        return time.monotonic() - self._started
+
+
+def worker_main(rank: int, spec: GroupSpec, owner: Owner) -> None:
     """Run one rank until it is stopped or fails; the target of its process."""
-    # Ctrl-C in a terminal reaches every process; what it means is for the supervisor to say.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    reporting = threading.Lock()
-
-    def report(message: object) -> None:
-        with reporting:
-            pipe.send(message)
-
     try:
         torch.set_num_threads(spec.threads)
+        me = _Rank(rank, spec, owner)
         if rank == spec.media_rank:
-            _serve_media(spec, pipe, report)
+            _serve_media(me)
         else:
-            _serve_stage(rank, spec, pipe, report)
-    except BrokenPipeError:
-        os._exit(EXIT_ORPHANED)
+            _serve_stage(me)
     except BaseException as error:  # noqa: BLE001 - the border: everything is reported
-        reason = str(error) if isinstance(error, LiveAvatarError) else repr(error)
         try:
-            report(Failed(rank, reason, traceback.format_exc()))
+            owner.say(_failure(rank, spec, error))
         finally:
             # Threads may sit in a neighbour's socket or a GPU call; nothing waits for them.
-            os._exit(1)
+            os._exit(EXIT_FAILED)
 
 
-def _placement(rank: int, spec: GroupSpec) -> Placement:
-    device = torch.device(spec.devices[rank])
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    return Placement(device, getattr(torch, spec.dtype))
+def _failure(rank: int, spec: GroupSpec, error: BaseException) -> Failed:
+    short = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    if short:
+        said = str(error).split(". ")[0]
+        reason = f"out of memory on {spec.devices[rank]}: {said}"
+    else:
+        reason = str(error) if isinstance(error, LiveAvatarError) else repr(error)
+    trace = "".join(traceback.format_exception(error))
+    return Failed(rank, reason, trace, out_of_memory=short)
 
 
-def _serve_stage(rank: int, spec: GroupSpec, pipe: Connection, report: Report) -> None:
-    started = time.monotonic()
-    _watch_supervisor(pipe, None)
-    where = _placement(rank, spec)
-    # Before loading, which may take one rank minutes longer than another.
-    senders, receivers = connect(
-        spec.folder, rank, stage_links(spec.mesh), where.device, spec.timeout_s
-    )
+def _serve_stage(me: _Rank) -> None:
+    me.owner.hear(lambda _: None)  # stages are stopped through the media rank, in the order of work
+    rank, spec = me.rank, me.spec
+    senders, receivers = me.connect()
     groups = open_groups(spec.folder, rank, spec.mesh, spec.collectives, spec.timeout_s)
-    checkpoint = open_checkpoint(spec.checkpoint, spec.adapter)
+    me.heartbeat.loading()
     plan = StagePlan(spec.mesh, rank, spec.timeout_s)
-    transformer = load_part(checkpoint, where, spec.stages[plan.place.stage], groups)
-    stage = Stage(transformer, plan, links_of_rank(spec.mesh, rank, senders, receivers))
-    report(Ready(rank, time.monotonic() - started))
+    transformer = load_stage(spec, plan.place.stage, me.where, groups)
+    me.heartbeat.loaded()
+    links = links_of_rank(spec.mesh, rank, senders, receivers)
+    stage = Stage(transformer, plan, links, me.activity)
+    me.owner.say(Ready(rank, me.seconds(), me.seconds()))
     serve(stage)
     for sender in senders.values():
         sender.close()
 
 
-def _serve_media(spec: GroupSpec, pipe: Connection, report: Report) -> None:
-    started = time.monotonic()
-    loaded: Future[MediaRank] = Future()
-    _watch_supervisor(pipe, loaded)
-    rank = spec.media_rank
-    where = _placement(rank, spec)
-    senders, receivers = connect(
-        spec.folder, rank, stage_links(spec.mesh), where.device, spec.timeout_s
+def _serve_media(me: _Rank) -> None:
+    # Here, since the library of the encoders takes seconds to import.
+    from liveavatar.engine.media_rank import MediaLinks, MediaPlan, MediaRank
+    from liveavatar.engine.preparation import Preparation
+    from liveavatar.engine.warm_up import warm_up
+
+    spec = me.spec
+    jobs = Preparation(me.owner.say)
+    me.owner.hear(jobs.take)
+    signal.signal(signal.SIGTERM, lambda *_: jobs.stop())
+    senders, receivers = me.connect()
+    me.heartbeat.loading()
+    networks = load_media_networks(spec, me.where)
+    me.heartbeat.loaded()
+    load_s = me.seconds()
+    links = MediaLinks(
+        [senders[f"media-{rank}"] for rank in range(spec.media_rank)], receivers["latents"]
     )
-    checkpoint = open_checkpoint(spec.checkpoint, spec.adapter)
-    networks = MediaNetworks(
-        Encoders(
-            checkpoint.load_text_encoder(where),
-            checkpoint.load_tokenizer(),
-            checkpoint.load_audio_encoder(where),
-            checkpoint.load_vae_encoder(where),
-        ),
-        checkpoint.load_condition_embedder(where),
-        checkpoint.load_vae_decoder(where),
-    )
-    media = MediaRank(
-        networks,
-        [senders[f"media-{other}"] for other in range(rank)],
-        receivers["latents"],
-        report,
-        spec.timeout_s,
-    )
-    loaded.set_result(media)
-    report(Ready(rank, time.monotonic() - started))
-    media.serve()
+    plan = MediaPlan(len(spec.stages), spec.jobs_at_once, spec.timeout_s)
+    media = MediaRank(networks, links, plan, me.activity)
+    warm_up(media, spec)
+    me.owner.say(Ready(me.rank, load_s, me.seconds()))
+    media.serve(jobs, me.owner.say)
+    media.shut_down()
     for sender in senders.values():
         sender.close()
-
-
-def _watch_supervisor(pipe: Connection, loaded: Future[MediaRank] | None) -> None:
-    """Follow the supervisor's pipe in a thread; when it breaks, this process ends at once."""
-
-    def follow() -> None:
-        try:
-            while True:
-                message = pipe.recv()
-                if loaded is None:
-                    continue  # stages are stopped through the media rank, in the order of work
-                media = loaded.result()
-                if isinstance(message, Submit):
-                    media.submit(message.job)
-                elif isinstance(message, Cancel):
-                    media.cancel(message.number)
-                elif isinstance(message, Stop):
-                    media.stop()
-                else:
-                    raise EngineError(f"unexpected message from the supervisor: {message!r}")
-        except (EOFError, OSError):
-            os._exit(EXIT_ORPHANED)
-
-    threading.Thread(target=follow, name="supervisor", daemon=True).start()

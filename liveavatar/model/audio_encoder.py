@@ -10,7 +10,7 @@ dimensions, such as the layers.
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,16 @@ def load_audio_encoder(
     """
     folder = Path(folder)
     config = read_config(folder / "config.json")
-    files = open_tensor_files(_weight_file(folder))
+    return build_audio_encoder(config, open_tensor_files(_weight_file(folder)), device, dtype)
+
+
+def build_audio_encoder(
+    config: Wav2Vec2Config,
+    files: TensorFiles,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> Wav2Vec2Model:
+    """Build the model of a configuration from tensors; the rest as `load_audio_encoder`."""
     with torch.device("meta"):
         model = Wav2Vec2Model(config)
     load_into(model, files, lambda name: stored_name(name, files), device, dtype)
@@ -114,7 +123,12 @@ def read_config(path: Path) -> Wav2Vec2Config:
     keys = (*_FIXED, *_SIZES, *_CONVOLUTIONS, "conv_bias", "feat_extract_norm", "layer_norm_eps")
     settings = {key: stored.get(key, getattr(defaults, key)) for key in keys}
     _check_settings(path, settings)
-    settings.pop("model_type")
+    return encoder_config(settings)
+
+
+def encoder_config(settings: Mapping[str, Any]) -> Wav2Vec2Config:
+    """A configuration for inference: no dropout, no layer dropping, no masking."""
+    settings = {key: value for key, value in settings.items() if key != "model_type"}
     return Wav2Vec2Config(
         **settings,
         num_feat_extract_layers=len(settings["conv_dim"]),

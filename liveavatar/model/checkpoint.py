@@ -8,27 +8,30 @@
 Opening reads names and shapes only. Sizes that no config file states are read off the tensors.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from tokenizers import Tokenizer
-from transformers import UMT5EncoderModel, Wav2Vec2Model
 
 from liveavatar.config import TransformerConfig
 from liveavatar.errors import CheckpointError
-from liveavatar.model.audio_encoder import load_audio_encoder, read_config
 from liveavatar.model.checkpoint_files import TensorFiles, load_into, open_tensor_files, require
 from liveavatar.model.fp8 import quantise_linears
 from liveavatar.model.lora import Adapter, open_adapter
-from liveavatar.model.text_encoder import encoder_config, load_text_encoder, load_tokenizer
 from liveavatar.model.transformer import ConditionEmbedder, Layer, Transformer
 from liveavatar.model.vae import Decoder, Encoder, VAEConfig
 from liveavatar.model.weights import Names, fill, network_shapes, stored_names, stored_shapes
 from liveavatar.plan.precision import FLOAT32_BYTES, Precision
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import UMT5EncoderModel, Wav2Vec2Model
 
 CONFIG = "config.json"
 TRANSFORMER_INDEX = "diffusion_pytorch_model.safetensors.index.json"
@@ -56,7 +59,7 @@ class Placement:
     quantised_cache: bool = False
 
     @classmethod
-    def planned(cls, device: torch.device, precision: Precision) -> "Placement":
+    def planned(cls, device: torch.device, precision: Precision) -> Placement:
         """Put a network on `device` in the precision that a plan has chosen."""
         wide = precision.value_bytes == FLOAT32_BYTES
         return cls(
@@ -142,23 +145,33 @@ class Checkpoint:
 
     def load_text_encoder(self, where: Placement) -> UMT5EncoderModel:
         """Build the umT5 encoder."""
+        from liveavatar.model.text_encoder import load_text_encoder
+
         return load_text_encoder(self.directory / TEXT_ENCODER, where.device, where.dtype)
 
     def load_tokenizer(self) -> Tokenizer:
         """Read the umT5 tokenizer."""
+        from liveavatar.model.text_encoder import load_tokenizer
+
         return load_tokenizer(self.directory / TOKENIZER)
 
     def load_audio_encoder(self, where: Placement) -> Wav2Vec2Model:
         """Build the wav2vec 2.0 encoder."""
+        from liveavatar.model.audio_encoder import load_audio_encoder
+
         return load_audio_encoder(self.directory / SPEECH_ENCODER, where.device, where.dtype)
 
 
-def open_checkpoint(directory: Path, adapter_path: Path | None = None) -> Checkpoint:
+def open_checkpoint(
+    directory: Path, adapter_path: Path | None = None, *, with_encoders: bool = True
+) -> Checkpoint:
     """Open a checkpoint directory and check that its parts are there and fit the network.
 
     Args:
         directory: in the layout of the release, see the module's docstring.
         adapter_path: LiveAvatar adapter, file or folder; None for a checkpoint that has it merged.
+        with_encoders: whether to check the text and speech encoders too. Their library takes
+            seconds to import, for which a pipeline stage has no use.
 
     Raises:
         CheckpointError: a part is missing, damaged or of another size.
@@ -189,7 +202,8 @@ def open_checkpoint(directory: Path, adapter_path: Path | None = None) -> Checkp
             f"{vae_config.spatial_stride}, the transformer needs {config.in_dim} at 1/8"
         )
     _check_transformer(config, files)
-    _check_encoders(config, directory)
+    if with_encoders:
+        _check_encoders(config, directory)
     adapter = None if adapter_path is None else open_adapter(adapter_path, config)
     return Checkpoint(directory, config, vae_config, files, vae_files, adapter)
 
@@ -237,6 +251,9 @@ def _check_transformer(config: TransformerConfig, files: TensorFiles) -> None:
 
 def _check_encoders(config: TransformerConfig, directory: Path) -> None:
     """Raise CheckpointError unless both encoders give what the transformer takes."""
+    from liveavatar.model.audio_encoder import read_config
+    from liveavatar.model.text_encoder import encoder_config
+
     text = directory / TEXT_ENCODER
     width = encoder_config(open_tensor_files(text)).d_model
     if width != config.text_dim:

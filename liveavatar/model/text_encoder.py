@@ -104,10 +104,17 @@ def load_text_encoder(
     Raises:
         CheckpointError: the file is missing, damaged or not a umT5 encoder.
     """
-    files = open_tensor_files(path)
-    config = encoder_config(files)
+    return build_text_encoder(open_tensor_files(path), device, dtype)
+
+
+def build_text_encoder(
+    files: TensorFiles,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> UMT5EncoderModel:
+    """Build the encoder whose size the tensors tell; the rest as `load_text_encoder`."""
     with torch.device("meta"):
-        encoder = UMT5EncoderModel(config)
+        encoder = UMT5EncoderModel(encoder_config(files))
     load_into(encoder, files, stored_name, device, dtype)
     return encoder.eval()
 

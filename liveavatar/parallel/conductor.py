@@ -10,7 +10,6 @@ Shapes: latents (C, F, H, W).
 from __future__ import annotations
 
 import heapq
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -157,11 +156,9 @@ class Conductor:
             self._take_velocities(lambda: video.first_latent is not None)
             assert video.first_latent is not None
             reference = video.first_latent
-        started = time.perf_counter()
         prefill = PrefillWork(number, work.version)
         hidden = self.stage.transformer.embed_condition(reference, motion)
         hidden = self.stage.run_prefill(prefill, self._hand_out_tokens(prefill, hidden))
-        self.stage.busy.computing += time.perf_counter() - started
         self.stage.pass_on(prefill, hidden)
 
     def _step(self, number: int, video: _Video, work: BlockStep) -> None:
@@ -175,11 +172,9 @@ class Conductor:
         self._take_velocities(lambda: video.steps_done[work.block] == work.step)
         distance = relative_distance(opened.seed, work.block, work.step)
         step = StepWork(number, Item(work.block, work.step, work.version, distance))
-        started = time.perf_counter()
         video.under_way += 1
         hidden = self.stage.transformer.embed_block(video.samples[work.block])
         result = self.stage.run_step(step, self._hand_out_tokens(step, hidden))
-        self.stage.busy.computing += time.perf_counter() - started
         if self.stage.plan.is_last:
             self._advance(Velocity(number, work.block, work.step), result)
         else:
@@ -216,9 +211,8 @@ class Conductor:
 
     def _take_velocity(self) -> None:
         assert isinstance(self.stage.links.velocities, Receiver)
-        started = time.perf_counter()
-        packet = self.stage.links.velocities.receive(self.stage.plan.timeout_s)
-        self.stage.busy.waiting += time.perf_counter() - started
+        with self.stage.activity.waiting():
+            packet = self.stage.links.velocities.receive(self.stage.plan.timeout_s)
         self._advance(packet.message, packet.tensors[0])
 
     def _advance(self, done: Velocity, velocity: Tensor) -> None:

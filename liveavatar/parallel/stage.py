@@ -20,6 +20,7 @@ from liveavatar.errors import DeadlineError, EngineError
 from liveavatar.model.audio_injection import BlockAudio
 from liveavatar.model.denoiser import Denoiser
 from liveavatar.model.transformer import TimeTable, Transformer
+from liveavatar.parallel.activity import Activity
 from liveavatar.parallel.links import StageLinks
 from liveavatar.parallel.mesh import Mesh, Place, shares
 from liveavatar.parallel.messages import (
@@ -72,16 +73,6 @@ class StagePlan:
 
 
 @dataclass
-class BusyTime:
-    """Where the time of a stage went, seconds."""
-
-    computing: float = 0.0
-    waiting: float = 0.0
-    sending: float = 0.0
-    items: int = 0
-
-
-@dataclass
 class StageJob:
     """A job as one rank holds it.
 
@@ -124,14 +115,17 @@ class Stage:
         transformer: this stage's layers.
         plan: its place in the line.
         links: its ends of the links.
+        activity: what it does and where its time goes.
     """
 
-    def __init__(self, transformer: Transformer, plan: StagePlan, links: StageLinks) -> None:
+    def __init__(
+        self, transformer: Transformer, plan: StagePlan, links: StageLinks, activity: Activity
+    ) -> None:
         self.transformer = transformer
         self.plan = plan
         self.links = links
+        self.activity = activity
         self.jobs: dict[int, StageJob] = {}
-        self.busy = BusyTime()
         self.shutting_down = False
         self.meanwhile: Callable[[], None] = lambda: None  # what else to do in a wait
 
@@ -178,7 +172,8 @@ class Stage:
         """Run this stage's layers on the condition."""
         job = self.job(work.job)
         tokens = self.plan.tokens(job.opened.grid.block_tokens)
-        return job.begin(self.transformer, tokens).prefill(hidden_CD, work.version)
+        with self.activity.computing(f"job {work.job} condition"):
+            return job.begin(self.transformer, tokens).prefill(hidden_CD, work.version)
 
     def run_step(self, work: StepWork, hidden_LD: Tensor) -> Tensor:
         """Run this stage's layers on an item; the last stage goes on to the velocity."""
@@ -188,26 +183,26 @@ class Stage:
         if item.step == 0:
             self.wait_for(lambda: block in job.speech, f"speech of block {block}")
             denoiser.hear(block, job.speech.pop(block))
-        hidden_LD = denoiser.forward(hidden_LD, item)
+        with self.activity.computing(f"job {work.job} block {block} step {item.step}"):
+            hidden_LD = denoiser.forward(hidden_LD, item)
+            if self.plan.is_last:
+                hidden_LD = denoiser.head(hidden_LD, item.step)
         if item.step == job.opened.schedule.num_steps - 1:
             denoiser.finish_block(block)
-        self.busy.items += 1
-        return denoiser.head(hidden_LD, item.step) if self.plan.is_last else hidden_LD
+        return hidden_LD
 
     def pass_on(self, message: Any, *tensors: Tensor) -> None:
         """Send to the next stage, if there is one."""
         if self.links.following is None:
             return
-        started = time.perf_counter()
-        self.links.following.send(message, *tensors, timeout_s=self.plan.timeout_s)
-        self.busy.sending += time.perf_counter() - started
+        with self.activity.sending():
+            self.links.following.send(message, *tensors, timeout_s=self.plan.timeout_s)
 
     def follow(self) -> None:
         """Do what comes down the line, until Shutdown."""
         while True:
-            started = time.perf_counter()
-            packet = self._next_work()
-            self.busy.waiting += time.perf_counter() - started
+            with self.activity.waiting():
+                packet = self._next_work()
             message = packet.message
             if isinstance(message, Shutdown):
                 self.pass_on(message)
@@ -217,12 +212,10 @@ class Stage:
                 del self.jobs[message.job]
                 self.pass_on(message)
                 continue
-            started = time.perf_counter()
             if isinstance(message, PrefillWork):
                 hidden = self.run_prefill(message, packet.tensors[0])
             else:
                 hidden = self.run_step(message, packet.tensors[0])
-            self.busy.computing += time.perf_counter() - started
             if isinstance(message, StepWork) and self.plan.is_last:
                 self._send_back(message, hidden)
             else:
@@ -231,7 +224,8 @@ class Stage:
     def _send_back(self, work: StepWork, velocity: Tensor) -> None:
         if isinstance(self.links.velocities, Sender):
             done = Velocity(work.job, work.item.block_index, work.item.step)
-            self.links.velocities.send(done, velocity, timeout_s=self.plan.timeout_s)
+            with self.activity.sending():
+                self.links.velocities.send(done, velocity, timeout_s=self.plan.timeout_s)
 
     def _next_work(self) -> Packet:
         """The next message of the previous stage; between jobs there is no deadline."""

@@ -40,11 +40,13 @@ class Machine:
             context included; on the CPU the host's memory.
         share_media: put encoders and decoder on the last stage's GPU instead of one of their own.
             With fewer than two GPUs they are always shared.
+        stages_on_cpu: pipeline stages where there is no GPU.
     """
 
     num_gpus: int
     memory_bytes: int
     share_media: bool = False
+    stages_on_cpu: int = 1
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a machine that cannot be."""
@@ -58,14 +60,17 @@ class Machine:
     @property
     def num_stages(self) -> int:
         """Pipeline stages."""
+        if not self.num_gpus:
+            return self.stages_on_cpu
         shared = self.share_media or self.num_gpus < 2
         return max(1, self.num_gpus - (not shared))
 
     @property
     def devices(self) -> tuple[int, ...]:
         """Device of each rank: the stages', then the media rank's."""
-        stages = range(self.num_stages)
-        return (*stages, max(0, self.num_gpus - 1))
+        if not self.num_gpus:
+            return (0,) * (self.num_stages + 1)
+        return (*range(self.num_stages), self.num_gpus - 1)
 
 
 @dataclass(frozen=True)

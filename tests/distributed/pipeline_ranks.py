@@ -16,6 +16,7 @@ from liveavatar.conditioning import Conditions
 from liveavatar.config import FRAMES_PER_BLOCK, TransformerConfig
 from liveavatar.model.denoiser import TokenGrid
 from liveavatar.model.transformer import ConditionEmbedder, Transformer
+from liveavatar.parallel.activity import Activity
 from liveavatar.parallel.conductor import serve
 from liveavatar.parallel.group import open_groups
 from liveavatar.parallel.links import links_of_rank, stage_links
@@ -138,7 +139,7 @@ def serve_rank(
     """Serve until Shutdown, then close the links."""
     links = links_of_rank(plan.mesh, plan.rank, senders, receivers)
     try:
-        serve(Stage(transformer, plan, links))
+        serve(Stage(transformer, plan, links, Activity(CPU)))
     finally:
         for end in (*senders.values(), *receivers.values()):
             end.close()

@@ -14,10 +14,11 @@ from liveavatar.config import FRAMES_PER_BLOCK, SamplingConfig
 from liveavatar.engine.group import WorkerGroup
 from liveavatar.engine.messages import Finished, GroupSpec, Progress, Refused, RenderJob
 from liveavatar.media.speech import load_speech
+from liveavatar.plan.precision import FLOAT32
 from liveavatar.timeline import make_timeline
 from tests.unit.sound_material import pcm, voice
 
-WAIT_S = 60.0
+WAIT_S = 120.0
 PROMPT = "A young woman talks to the camera and smiles, in a bright studio room"
 
 
@@ -25,7 +26,7 @@ def spec(checkpoint: Path, num_stages: int = 2) -> GroupSpec:
     per_stage = 4 // num_stages
     stages = tuple(range(k * per_stage, (k + 1) * per_stage) for k in range(num_stages))
     devices = ("cpu",) * (num_stages + 1)
-    return GroupSpec(checkpoint, None, stages, devices, "float32", 1, Path(), WAIT_S)
+    return GroupSpec(checkpoint, None, stages, devices, FLOAT32, 1, Path(), WAIT_S)
 
 
 class Studio:

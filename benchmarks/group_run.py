@@ -1,0 +1,248 @@
+"""A worker group made for a measurement, its jobs, and all that it said, with the time of it."""
+
+from __future__ import annotations
+
+import argparse
+import time
+import wave
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pynvml
+
+from liveavatar.config import FPS, SPEECH_RATE_HZ, SamplingConfig, TransformerConfig
+from liveavatar.engine.group import WorkerGroup
+from liveavatar.engine.layout import group_spec
+from liveavatar.engine.machine import host_memory_bytes
+from liveavatar.engine.messages import Event, Finished, GroupSpec, RandomWeights, Refused, RenderJob
+from liveavatar.errors import ConfigError, DeadlineError, EngineError
+from liveavatar.media.speech import load_speech
+from liveavatar.plan.layout import GIB, LayoutPlan, Machine, plan_layout
+from liveavatar.plan.shapes import (
+    Network,
+    SpeechEncoderShape,
+    TextEncoderShape,
+    VAEShape,
+    read_network,
+)
+from liveavatar.request import parse_size
+from liveavatar.timeline import make_timeline
+
+PROMPT = "A young woman talks to the camera and smiles, in a bright studio room"
+START_LIMIT_S, JOB_LIMIT_S = 300.0, 300.0
+
+TINY = Network(
+    TransformerConfig(
+        dim=64,
+        ffn_dim=128,
+        num_heads=2,
+        num_layers=4,
+        audio_inject_layers=(0, 2),
+        audio_dim=64,
+        num_audio_states=3,
+        text_len=64,
+        text_dim=32,
+    ),
+    VAEShape(dim=4, num_res_blocks=1),
+    TextEncoderShape(256, 32, 32, 4, 48, 2),
+    SpeechEncoderShape(64, 128, 2, (24,) * 7, position_kernel=16, position_groups=4),
+)
+"""A network of the same kind that a CPU runs in no time."""
+
+RANDOM = {"tiny": TINY, "14b": Network()}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is run.
+
+    Attributes:
+        weights: checkpoint folder, or random weights.
+        network: its shapes.
+        size_hw: height and width of the video, pixels.
+        sampling: steps, window, clips.
+        devices: of each rank, the media rank last.
+        memory_bytes: that each rank may take of its GPU, or the host's.
+        out: folder for the inputs and the videos.
+    """
+
+    weights: Path | RandomWeights
+    network: Network
+    size_hw: tuple[int, int]
+    sampling: SamplingConfig
+    devices: tuple[str, ...]
+    memory_bytes: int
+    out: Path
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the ranks are on GPUs."""
+        return self.devices[0] != "cpu"
+
+    def plan(self) -> LayoutPlan:
+        """What memory each rank is expected to need."""
+        num_stages = len(self.devices) - 1
+        if not self.on_gpu:
+            machine = Machine(0, self.memory_bytes, stages_on_cpu=num_stages)
+        elif len(set(self.devices)) == num_stages:  # the media rank beside the last stage
+            machine = Machine(num_stages, self.memory_bytes, share_media=True)
+        else:
+            machine = Machine(num_stages + 1, self.memory_bytes)
+        return plan_layout(self.network, self.size_hw, self.sampling, machine)
+
+    def spec(self, plan: LayoutPlan) -> GroupSpec:
+        """The group, with its ranks where they were asked for."""
+        return replace(group_spec(self.weights, None, plan), devices=self.devices)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a `Setup` but for the size."""
+    add = parser.add_argument
+    weights = parser.add_mutually_exclusive_group()
+    weights.add_argument("--ckpt_dir", type=Path, help="checkpoint folder")
+    weights.add_argument("--random", choices=sorted(RANDOM), default="tiny", help="random weights")
+    add("--devices", default="cpu,cpu,cpu", help='of each rank, the media rank last: "cuda:0,..."')
+    add("--memory_gib", type=float, default=22.15, help="that a rank may take of its GPU")
+    add("--infer_frames", type=int, default=48)
+    add("--sample_steps", type=int, default=4)
+    add("--clips", type=int, default=2)
+    add("--out", type=Path, required=True, help="folder for videos and results")
+
+
+def read_setup(options: argparse.Namespace, size: str) -> Setup:
+    """Check the options; raises ConfigError or RequestError with one line."""
+    devices = tuple(options.devices.split(","))
+    if len(devices) < 2:
+        raise ConfigError("devices: expected one per stage and one for the media rank")
+    network = RANDOM[options.random] if options.ckpt_dir is None else read_network(options.ckpt_dir)
+    wanted = parse_size(size)
+    on_gpu = devices[0] != "cpu"
+    options.out.mkdir(parents=True, exist_ok=True)
+    return Setup(
+        weights=options.ckpt_dir or RandomWeights(network),
+        network=network,
+        size_hw=(wanted.height, wanted.width),
+        sampling=SamplingConfig(
+            num_steps=options.sample_steps,
+            infer_frames=options.infer_frames,
+            num_clip=options.clips,
+        ),
+        devices=devices,
+        memory_bytes=int(options.memory_gib * GIB) if on_gpu else host_memory_bytes(),
+        out=options.out,
+    )
+
+
+@dataclass(frozen=True)
+class Said:
+    """An event and when it came, seconds since the group was made."""
+
+    at_s: float
+    event: Event
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A whole run.
+
+    Attributes:
+        said: all events in order.
+        submitted_s: when each job was handed over, by number.
+        device_bytes: what the ranks' GPUs held when the last job was done, over what they held
+            before; 0 on the CPU.
+        failure: why the group ended early; empty if it did not.
+    """
+
+    said: tuple[Said, ...]
+    submitted_s: dict[int, float]
+    device_bytes: int = 0
+    failure: str = ""
+
+
+def make_jobs(setup: Setup, count: int) -> list[RenderJob]:
+    """Jobs of a random portrait and of speech-like noise, as long as all clips."""
+    sound = setup.out / "speech.wav"
+    seconds = setup.sampling.num_clip * setup.sampling.infer_frames / FPS
+    draws = np.random.default_rng(0)
+    noise = draws.normal(0, 3000, round(seconds * SPEECH_RATE_HZ)).clip(-32000, 32000)
+    with wave.open(str(sound), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(SPEECH_RATE_HZ)
+        file.writeframes(noise.astype("<i2").tobytes())
+    speech = load_speech(sound)
+    portrait = draws.integers(0, 255, (*setup.size_hw, 3), np.uint8)
+    timeline = make_timeline(setup.sampling, len(speech.samples))
+    return [
+        RenderJob(
+            number=number,
+            portrait_HWC=portrait,
+            speech_N=speech.samples,
+            soundtrack=sound,
+            mix=speech.mix,
+            prompt=PROMPT,
+            timeline=timeline,
+            sampling=setup.sampling,
+            live_path=setup.out / f"{number}.live.mp4",
+        )
+        for number in range(1, count + 1)
+    ]
+
+
+def run_jobs(spec: GroupSpec, jobs: Sequence[RenderJob]) -> Trace:
+    """Start a group, hand it all jobs once it is ready, and listen until the last one ends."""
+    before = _device_bytes(spec.devices)
+    started = time.monotonic()
+    said: list[Said] = []
+    submitted: dict[int, float] = {}
+    with WorkerGroup(spec) as group:
+        try:
+            _listen(group, said, started, START_LIMIT_S, lambda: group.is_ready)
+            for job in jobs:
+                submitted[job.number] = time.monotonic() - started
+                group.submit(job)
+            left = {job.number for job in jobs}
+            _listen(
+                group, said, started, JOB_LIMIT_S * len(jobs), lambda: not (left - _ended(said))
+            )
+            held = _device_bytes(spec.devices) - before
+            group.close()
+        except EngineError as error:
+            group.kill()
+            return Trace(tuple(said), submitted, failure=str(error))
+    return Trace(tuple(said), submitted, held)
+
+
+def _device_bytes(devices: Sequence[str]) -> int:
+    """What programs hold of some GPUs together."""
+    numbers = {int(name.removeprefix("cuda:")) for name in devices if name != "cpu"}
+    if not numbers:
+        return 0
+    pynvml.nvmlInit()
+    try:
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(number) for number in numbers]
+        return sum(int(pynvml.nvmlDeviceGetMemoryInfo(handle).used) for handle in handles)
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _listen(
+    group: WorkerGroup,
+    said: list[Said],
+    started: float,
+    limit_s: float,
+    done: Callable[[], bool],
+) -> None:
+    deadline = time.monotonic() + limit_s
+    while not done():
+        if time.monotonic() > deadline:
+            raise DeadlineError(f"the group did not get there in {limit_s:.0f} s")
+        event = group.next_event(0.2)
+        if event is not None:
+            said.append(Said(time.monotonic() - started, event))
+
+
+def _ended(said: Sequence[Said]) -> set[int]:
+    return {s.event.number for s in said if isinstance(s.event, Finished | Refused)}

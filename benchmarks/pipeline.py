@@ -1,0 +1,234 @@
+"""Where does the time of a worker group go?
+
+    python -m benchmarks.pipeline --out DIR [--random tiny|14b | --ckpt_dir DIR] [--size 128*128]
+        [--devices cuda:0,cuda:1,cuda:1] [--clips 4] [--jobs 2] [--json]
+
+Real ranks render several jobs that are handed over together. The first job is the steady state:
+from its first finished block to its last, every stage should be busy all the time. The gap is the
+time from its last frame to the first frame of the next job. Exit status 1 when the group failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from benchmarks.environment import describe_environment
+from benchmarks.group_run import (
+    Setup,
+    Trace,
+    add_arguments,
+    make_jobs,
+    read_setup,
+    run_jobs,
+)
+from liveavatar.config import FPS, FRAMES_PER_BLOCK
+from liveavatar.engine.messages import Finished, Progress, RankStatus, Ready
+from liveavatar.errors import LiveAvatarError
+
+
+@dataclass(frozen=True)
+class RankTime:
+    """One rank in the steady state.
+
+    Attributes:
+        role: "stage 0", ..., "media".
+        device: such as "cuda:0".
+        load_s: from its start until its weights were there.
+        ready_s: from its start until it was ready; the media rank's includes the first block.
+        busy: share of time in which it computed.
+        waiting: share in which it waited for another rank.
+        sending: share in which it could not hand over a tensor: transfers that were not hidden.
+    """
+
+    role: str
+    device: str
+    load_s: float
+    ready_s: float
+    busy: float
+    waiting: float
+    sending: float
+
+
+@dataclass(frozen=True)
+class JobTime:
+    """One job, seconds from when it was handed over.
+
+    Attributes:
+        number: of the job.
+        prepared_s: until its inputs were encoded and it was opened at the stages.
+        first_block_s: until its first block had left the stages.
+        first_frame_s: until its first frames were in the file.
+        finished_s: until its file was complete.
+    """
+
+    number: int
+    prepared_s: float
+    first_block_s: float
+    first_frame_s: float
+    finished_s: float
+
+
+def times_of_job(trace: Trace, number: int) -> JobTime:
+    """When a job came how far."""
+    begun = trace.submitted_s[number]
+    told = _progress(trace, number)
+    rendering = [at_s for at_s, progress in told if progress.stage == "rendering"]
+    shown = [at_s for at_s, progress in told if progress.frames]
+    finished = [
+        s.at_s for s in trace.said if isinstance(s.event, Finished) and s.event.number == number
+    ]
+    return JobTime(
+        number=number,
+        prepared_s=round(rendering[0] - begun, 3),
+        first_block_s=round(rendering[1] - begun, 3),
+        first_frame_s=round(shown[0] - begun, 3),
+        finished_s=round(finished[0] - begun, 3),
+    )
+
+
+def _progress(trace: Trace, number: int) -> list[tuple[float, Progress]]:
+    return [
+        (s.at_s, s.event)
+        for s in trace.said
+        if isinstance(s.event, Progress) and s.event.number == number
+    ]
+
+
+def block_times(trace: Trace, number: int) -> list[float]:
+    """When frames of each block of a job came into its file."""
+    times, frames = [], 0
+    for at_s, progress in _progress(trace, number):
+        if progress.frames > frames:
+            frames = progress.frames
+            times.append(at_s)
+    return times
+
+
+def steady_ranks(trace: Trace, begin_s: float, end_s: float) -> list[RankTime]:
+    """Shares of every rank between two times, from the reports that lie wholly between them."""
+    ready = {s.event.rank: s.event for s in trace.said if isinstance(s.event, Ready)}
+    ranks = []
+    for rank, loaded in sorted(ready.items()):
+        reports = [
+            s.event
+            for s in trace.said
+            if isinstance(s.event, RankStatus)
+            and s.event.rank == rank
+            and begin_s + 1 < s.at_s <= end_s
+        ]
+        if not reports:
+            continue
+        ranks.append(
+            RankTime(
+                role=reports[0].role,
+                device=reports[0].device,
+                load_s=round(loaded.load_s, 2),
+                ready_s=round(loaded.ready_s, 2),
+                busy=_mean([report.busy_share for report in reports]),
+                waiting=_mean([report.waiting_share for report in reports]),
+                sending=_mean([report.sending_share for report in reports]),
+            )
+        )
+    return ranks
+
+
+def _mean(values: Sequence[float]) -> float:
+    return round(statistics.fmean(values), 4)
+
+
+def summarise(setup: Setup, trace: Trace) -> dict[str, Any]:
+    """All figures of a run that went well."""
+    jobs = [times_of_job(trace, number) for number in trace.submitted_s]
+    blocks = [block_times(trace, number) for number in trace.submitted_s]
+    periods = [later - earlier for earlier, later in pairwise(blocks[0])]
+    period_s = statistics.median(periods) if periods else float("nan")
+    ranks = steady_ranks(trace, blocks[0][0], blocks[0][-1])
+    stages = [rank.busy for rank in ranks if rank.role != "media"]
+    return {
+        "ranks": [asdict(rank) for rank in ranks],
+        "jobs": [asdict(job) for job in jobs],
+        "block_period_s": round(period_s, 4),
+        "block_period_p95_s": round(sorted(periods)[int(0.95 * len(periods))], 4),
+        "fps": round(FRAMES_PER_BLOCK / period_s, 3),
+        "times_real_time": round(FRAMES_PER_BLOCK / period_s / FPS, 4),
+        "bubble_share": round(1 - max(stages), 4) if stages else None,
+        "gap_s": [round(later[0] - earlier[-1], 3) for earlier, later in pairwise(blocks)],
+        "num_frames": setup.sampling.num_clip * setup.sampling.infer_frames,
+    }
+
+
+def measure(setup: Setup, num_jobs: int) -> dict[str, Any]:
+    """Run the benchmark; returns settings, environment and results, or the failure."""
+    plan = setup.plan()
+    trace = run_jobs(setup.spec(plan), make_jobs(setup, num_jobs))
+    report: dict[str, Any] = {
+        "benchmark": "pipeline",
+        "environment": describe_environment(torch.device(setup.devices[0])),
+        "size": f"{setup.size_hw[1]}*{setup.size_hw[0]}",
+        "layers": [[stage.start, stage.stop] for stage in plan.stages],
+        "devices": list(setup.devices),
+        "precision": str(plan.precision),
+        "jobs_at_once": plan.jobs_at_once,
+        "infer_frames": setup.sampling.infer_frames,
+        "sample_steps": setup.sampling.num_steps,
+    }
+    return report | ({"failure": trace.failure} if trace.failure else summarise(setup, trace))
+
+
+def text(report: dict[str, Any]) -> str:
+    """Say the result in words."""
+    head = (
+        f"pipeline {report['size']}, {report['precision']}, on {report['environment']['device']}, "
+        f"commit {report['environment']['commit']}, torch {report['environment']['torch']}"
+    )
+    if "failure" in report:
+        return f"{head}\n  failed: {report['failure']}"
+    lines = [
+        head,
+        f"  a block of 12 frames every {report['block_period_s']} s ({report['fps']} fps, "
+        f"{report['times_real_time']} x real time), bubble share {report['bubble_share']}, "
+        f"gap between jobs {report['gap_s']} s",
+    ]
+    for job in report["jobs"]:
+        lines.append(
+            f"  job {job['number']}: opened after {job['prepared_s']} s, first block "
+            f"{job['first_block_s']} s, first frame {job['first_frame_s']} s, "
+            f"whole {job['finished_s']} s"
+        )
+    for rank in report["ranks"]:
+        lines.append(
+            f"  {rank['role']:<8} {rank['device']:<7} busy {rank['busy']:.3f}, waiting "
+            f"{rank['waiting']:.3f}, sending {rank['sending']:.3f}; loaded in {rank['load_s']} s"
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.pipeline", description=__doc__)
+    add_arguments(parser)
+    parser.add_argument("--size", default="128*128", metavar="W*H", help="of the video, pixels")
+    parser.add_argument("--jobs", type=int, default=2, help="handed over together")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(arguments)
+    try:
+        report = measure(read_setup(options, options.size), options.jobs)
+    except LiveAvatarError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    (options.out / "pipeline.json").write_text(json.dumps(report, indent=2) + "\n")
+    sys.stdout.write((json.dumps(report) if options.json else text(report)) + "\n")
+    return int("failure" in report)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""Which rank goes where: from a checkpoint and a machine to the worker group that is started.
+
+No torch here: the web server decides with it too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from liveavatar.config import SamplingConfig
+from liveavatar.engine.messages import GroupSpec, RandomWeights
+from liveavatar.errors import ConfigError
+from liveavatar.plan.layout import CUDA_CONTEXT_BYTES, LayoutPlan, Machine, plan_layout
+from liveavatar.plan.shapes import Network, read_network
+
+
+@dataclass(frozen=True)
+class Video:
+    """What a group has to be able to make: height and width in pixels, and how it is sampled."""
+
+    size_hw: tuple[int, int]
+    sampling: SamplingConfig
+
+
+def choose_layout(
+    checkpoint: Path, adapter: Path | None, videos: Sequence[Video], machine: Machine
+) -> GroupSpec:
+    """Lay out a group for the largest of `videos` that fits.
+
+    On GPUs each stage has a card of its own, and the media rank too unless `machine` says that it
+    shares the last stage's. On a CPU all ranks share the cores.
+
+    Args:
+        checkpoint: folder of the weights.
+        adapter: adapter file or folder, or None.
+        videos: what the group is to make, at least one.
+        machine: what it runs on; see `detect_machine` and `narrowed`.
+
+    Raises:
+        ConfigError: none of the videos fits; says what is short.
+        CheckpointError: the checkpoint's shapes cannot be read.
+    """
+    network = read_network(checkpoint)
+    plan = largest_plan(network, videos, machine)
+    return group_spec(checkpoint, adapter, plan)
+
+
+def largest_plan(network: Network, videos: Sequence[Video], machine: Machine) -> LayoutPlan:
+    """The plan for the video that needs most of those that fit; ConfigError when none does."""
+    plans = [plan_layout(network, video.size_hw, video.sampling, machine) for video in videos]
+    fitting = [plan for plan in plans if plan.fits]
+    if not fitting:
+        height, width = plans[0].size_hw
+        raise ConfigError(f"{width}*{height} {plans[0].verdict}")
+    return max(fitting, key=lambda plan: plan.chosen.largest)
+
+
+def group_spec(
+    checkpoint: Path | RandomWeights, adapter: Path | None, plan: LayoutPlan
+) -> GroupSpec:
+    """The group that a plan describes."""
+    machine, num_ranks = plan.machine, len(plan.ranks)
+    on_gpu = machine.num_gpus > 0
+    devices = tuple(f"cuda:{index}" if on_gpu else "cpu" for index in machine.devices)
+    return GroupSpec(
+        checkpoint=checkpoint,
+        adapter=adapter,
+        stages=plan.stages,
+        devices=devices,
+        precision=plan.precision,
+        threads=max(1, num_cores() // num_ranks),
+        folder=Path(),
+        memory_limits=_memory_limits(plan) if on_gpu else (),
+        weight_bytes=tuple(rank.weights + rank.encoders for rank in plan.ranks),
+        jobs_at_once=max(1, plan.jobs_at_once),
+        warm_up_hw=plan.size_hw,
+    )
+
+
+def narrowed(machine: Machine, num_stages: int, *, own_media: bool) -> Machine:
+    """The part of a machine that so many pipeline stages and a media rank take.
+
+    Args:
+        machine: all there is.
+        num_stages: pipeline stages.
+        own_media: whether the media rank has a GPU of its own.
+
+    Raises:
+        ConfigError: there are fewer GPUs than that.
+    """
+    if not machine.num_gpus:
+        return replace(machine, stages_on_cpu=num_stages)
+    wanted = num_stages + own_media
+    if wanted > machine.num_gpus:
+        raise ConfigError(
+            f"num_gpus_dit: {wanted} ranks need as many GPUs, {machine.num_gpus} are visible; use "
+            "fewer ranks or widen CUDA_VISIBLE_DEVICES"
+        )
+    return replace(machine, num_gpus=wanted, share_media=not own_media)
+
+
+def num_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+def _memory_limits(plan: LayoutPlan) -> tuple[int, ...]:
+    """What torch may hold in each rank: its card, or its share of one by what it needs."""
+    devices = plan.machine.devices
+    limits = []
+    for device, rank in zip(devices, plan.ranks, strict=True):
+        contexts = devices.count(device) * CUDA_CONTEXT_BYTES
+        share = rank.total / plan.chosen.device_bytes[device]
+        limits.append(int((plan.machine.memory_bytes - contexts) * share))
+    return tuple(limits)

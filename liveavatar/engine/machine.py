@@ -1,0 +1,74 @@
+"""What this machine offers to a worker group; asked without torch, so that the web server can."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pynvml
+
+from liveavatar.config import visible_gpus
+from liveavatar.errors import ConfigError
+from liveavatar.plan.layout import Machine
+
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+def detect_machine() -> Machine:
+    """The visible GPUs, or the CPU where there is none.
+
+    Memory is that of the smallest GPU, less what its driver keeps; on the CPU the host's, or what
+    the container may use of it.
+
+    Raises:
+        ConfigError: CUDA_VISIBLE_DEVICES names a GPU that is not there.
+    """
+    memories = _gpu_memories()
+    return Machine(len(memories), min(memories)) if memories else Machine(0, host_memory_bytes())
+
+
+def host_memory_bytes() -> int:
+    """Memory of the host, or what the container may use of it."""
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        return min(physical, int(_CGROUP_LIMIT.read_text()))
+    except (OSError, ValueError):  # not in a container, or one without a limit
+        return physical
+
+
+def _gpu_memories() -> list[int]:
+    """Usable bytes of each visible GPU; empty without a driver."""
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return []
+    try:
+        return [_usable(handle) for handle in _visible_handles()]
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _visible_handles() -> list[Any]:
+    names = visible_gpus()
+    if names is None:
+        return [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+    handles = []
+    for name in names:
+        try:
+            handles.append(
+                pynvml.nvmlDeviceGetHandleByIndex(int(name))
+                if name.isdecimal()
+                else pynvml.nvmlDeviceGetHandleByUUID(name)
+            )
+        except pynvml.NVMLError as error:
+            raise ConfigError(
+                f"CUDA_VISIBLE_DEVICES: there is no GPU {name!r} here ({error}); nvidia-smi -L "
+                "lists them"
+            ) from None
+    return handles
+
+
+def _usable(handle: Any) -> int:
+    memory = pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2)
+    return int(memory.total - memory.reserved)

@@ -1,0 +1,107 @@
+"""Notices what no broken pipe tells: a rank that is stopped, and work that does not go on.
+
+Plain bookkeeping over the messages of a group; no threads, no processes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from liveavatar.config import SPEECH_RATE_HZ
+from liveavatar.engine.messages import (
+    Event,
+    Finished,
+    Progress,
+    RankStatus,
+    Ready,
+    Refused,
+    RenderJob,
+)
+
+PREPARING_TIMES_REAL_TIME = 10.0
+"""Encoding speech may take so many times its length before it is taken to be stuck."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long a group may be quiet, seconds.
+
+    Attributes:
+        start_s: a rank, from its start to its first word.
+        silence_s: a rank, from one word to the next; each says something every second.
+        progress_s: all ranks together, from one block of an open job to the next.
+    """
+
+    start_s: float
+    silence_s: float
+    progress_s: float
+
+
+class Watchdog:
+    """Judges a group by what it says.
+
+    Args:
+        num_ranks: ranks of the group.
+        limits: when to complain.
+        now: a clock that never goes back, seconds.
+    """
+
+    def __init__(
+        self, num_ranks: int, limits: Limits, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._limits = limits
+        self._now = now
+        self._deadlines = [now() + limits.start_s] * num_ranks
+        self._waits = [limits.start_s] * num_ranks
+        self._starting = set(range(num_ranks))
+        self._jobs: dict[int, float] = {}
+        self._moved = now()
+        self._status: dict[int, RankStatus] = {}
+
+    def submitted(self, job: RenderJob) -> None:
+        """Note that a job was handed over."""
+        if not self._jobs:
+            self._moved = self._now()
+        preparing_s = PREPARING_TIMES_REAL_TIME * len(job.speech_N) / SPEECH_RATE_HZ
+        self._jobs[job.number] = self._limits.progress_s + preparing_s
+
+    def heard(self, rank: int, message: Event) -> None:
+        """Note a message of a rank."""
+        self._deadlines[rank] = self._now() + self._limits.silence_s
+        self._waits[rank] = self._limits.silence_s
+        if isinstance(message, Ready):
+            self._starting.discard(rank)
+            self._moved = self._now()
+        elif isinstance(message, RankStatus):
+            self._status[rank] = message
+        elif isinstance(message, Progress | Finished | Refused):
+            self._moved = self._now()
+            if isinstance(message, Progress) and message.frames:
+                self._jobs[message.number] = self._limits.progress_s
+            elif not isinstance(message, Progress):
+                self._jobs.pop(message.number, None)
+
+    def complaint(self, quiet: Collection[int]) -> str | None:
+        """What is wrong, if something is.
+
+        Args:
+            quiet: ranks of which no message lies unread.
+        """
+        for rank in sorted(quiet):
+            if self._now() > self._deadlines[rank]:
+                return (
+                    f"rank {rank} has said nothing for {self._waits[rank]:.0f} s: "
+                    "it is stopped or hangs"
+                )
+        if self._starting or not self._jobs or len(quiet) < len(self._deadlines):
+            return None
+        allowed = max(self._jobs.values())
+        if self._now() <= self._moved + allowed:
+            return None
+        doing = ", ".join(
+            f"rank {rank} {status.item or 'waits'}" for rank, status in sorted(self._status.items())
+        )
+        number = min(self._jobs)
+        return f"job {number} made no progress for {allowed:.0f} s ({doing})"
