@@ -50,13 +50,3 @@ class HashedFiles(StaticFiles):
             current = f"v={content_hash(self._folder / path)}"
             response.headers["Cache-Control"] = _FOREVER if asked == current else _ASK_AGAIN
         return response
-
-
-def asset_urls(static: Path) -> dict[str, str]:
-    """Hashed address of every file, by its path with underscores: "js_player_js"."""
-    found = {}
-    for path in sorted(static.rglob("*")):
-        name = path.relative_to(static).as_posix()
-        if path.is_file() and not path.name.startswith("."):
-            found["".join(c if c.isalnum() else "_" for c in name)] = static_url(static, name)
-    return found

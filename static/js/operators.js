@@ -1,0 +1,76 @@
+// The operator's panel: every rank, the queue and the last errors.
+
+import { gib } from "./format.js";
+import { say } from "./texts.js";
+
+/** Show the panel for a group whose details the server gave, hide it otherwise. */
+export function drawOperators(group) {
+  const panel = document.getElementById("la-operators");
+  panel.hidden = !group?.ranks;
+  if (!group?.ranks) return;
+  const body = document.getElementById("la-operators-body");
+  body.replaceChildren(stateLine(group), rankTable(group.ranks), jobList(group), errorList(group));
+}
+
+function make(name, className, ...children) {
+  const element = document.createElement(name);
+  element.className = className;
+  element.append(...children);
+  return element;
+}
+
+function stateLine(group) {
+  const state = say(`group_${group.state}`, { percent: group.load_percent });
+  const restarts = say("op_restarts", { count: group.restarts ?? 0 });
+  return make("p", "la-op-line", `${say("op_state")}: ${state} · ${restarts}`);
+}
+
+function rankTable(ranks) {
+  const heads = ["op_rank", "op_role", "op_device", "op_memory", "op_temperature", "op_busy", "op_item"];
+  const head = make("tr", "", ...heads.map((key) => make("th", "", say(key))));
+  const rows = ranks.map((rank) =>
+    make(
+      "tr",
+      "",
+      make("td", "", String(rank.rank)),
+      make("td", "", layersOf(rank)),
+      make("td", "", rank.device),
+      make("td", "", memoryBar(rank)),
+      make("td", "", rank.temperature_c == null ? "–" : `${rank.temperature_c} °C`),
+      make("td", "", `${Math.round(100 * rank.busy_share)} %`),
+      make("td", "", rank.item || "–"),
+    ),
+  );
+  return make("div", "la-op-scroll", make("table", "la-op-table", head, ...rows));
+}
+
+function layersOf({ role, layers }) {
+  return layers ? `${role} (${layers.join("–")})` : role;
+}
+
+function memoryBar({ memory_bytes: used, memory_limit_bytes: limit }) {
+  const bar = make("span", "la-meter", make("i", ""));
+  bar.firstChild.style.width = `${limit ? Math.min(100, (100 * used) / limit) : 0}%`;
+  const text = limit ? `${gib(used)} / ${gib(limit)} GiB` : `${gib(used)} GiB`;
+  return make("span", "la-op-memory", bar, text);
+}
+
+function jobList(group) {
+  const jobs = group.jobs ?? [];
+  const lines = jobs.map((job) =>
+    make("li", "", `${job.title} · ${say(`step_${job.state}`)} · ${job.frames} / ${job.total_frames}`),
+  );
+  return titled("op_jobs", lines);
+}
+
+function errorList(group) {
+  const lines = (group.errors ?? []).map((error) =>
+    make("li", "", `${new Date(error.at * 1000).toLocaleString()} · ${error.message}`),
+  );
+  return titled("op_errors", lines.reverse());
+}
+
+function titled(key, lines) {
+  const list = lines.length ? lines : [make("li", "la-op-none", say("op_none"))];
+  return make("div", "la-op-part", make("h3", "", say(key)), make("ul", "", ...list));
+}

@@ -1,0 +1,215 @@
+// The page: who tells whom.
+
+import { Fields } from "./fields.js";
+import { Follower } from "./follower.js";
+import { Group } from "./group.js";
+import { applyGradioTexts } from "./gradio_texts.js";
+import { History } from "./history.js";
+import { FPS } from "./player.js";
+import { ask } from "./server.js";
+import { Stage } from "./stage.js";
+import { applyTexts, chooseLanguage, language, say } from "./texts.js";
+
+const SHOWN = "la_shown_job";
+const PATIENCE_MS = 60_000;
+const OPEN = new Set(["queued", "running"]);
+
+const at = (id) => document.getElementById(id);
+
+class Page {
+  #stage = new Stage();
+  #fields = new Fields();
+  #history = new History();
+  #group = new Group();
+  #follower = null;
+  #job = null;
+  #config = null;
+  #wasReady = null;
+  #portrait = "";
+  #timer = 0;
+
+  constructor() {
+    this.#history.addEventListener("choose", (event) => this.#open(event.detail, true));
+    this.#history.addEventListener("removed", (event) => {
+      if (event.detail.id === this.#job?.id) this.#close();
+    });
+    this.#history.addEventListener("list", (event) => this.#rejoin(event.detail), { once: true });
+    this.#group.addEventListener("news", (event) => this.#takeGroup(event.detail));
+    window.addEventListener("la-language", () => this.#retell());
+    for (const button of document.querySelectorAll("[data-language]")) {
+      button.addEventListener("click", () => chooseLanguage(button.dataset.language));
+    }
+    at("la-generate").addEventListener("click", () => this.#sending(true), { capture: true });
+    at("la-cancel").addEventListener("click", () => this.#cancel());
+    whenAnswered("la-submitted", (answer) => this.#takeJob(answer));
+    whenAnswered("la-inspected", (answer) => {
+      this.#fields.chooseTier(answer.tier);
+      this.#fields.showInspection(answer);
+    });
+    document.body.classList.toggle("la-insecure", !window.isSecureContext);
+    new MutationObserver(() => applyGradioTexts()).observe(at("la-form"), {
+      childList: true,
+      subtree: true,
+    });
+    this.#retell();
+    this.#history.refresh();
+    this.#drawButtons();
+  }
+
+  /** A handler answered: a job, or why there is none. */
+  #takeJob(answer) {
+    this.#sending(false);
+    if (answer.error) {
+      this.#fields.showError(answer.error);
+      return;
+    }
+    this.#portrait = document.querySelector("#la-portrait img")?.src ?? "";
+    this.#open(answer, true);
+    this.#history.refresh();
+  }
+
+  /** Cancel the job on the stage. */
+  async #cancel() {
+    if (!this.#job?.can_cancel) return;
+    await ask(`api/jobs/${this.#job.id}/cancel`, "POST").catch(() => null);
+    this.#follower?.hurry();
+  }
+
+  #open(job, starts) {
+    this.#follower?.stop();
+    if (this.#portrait && job.id !== this.#job?.id) {
+      this.#stage.setBackdrop(OPEN.has(job.state) ? this.#portrait : "");
+    }
+    sessionStorage.setItem(SHOWN, job.id);
+    this.#history.mark(job.id);
+    this.#show(job, starts);
+    const follower = new Follower(`api/jobs/${job.id}`);
+    this.#follower = follower;
+    follower.addEventListener("news", (event) => this.#show(event.detail, starts));
+    follower.addEventListener("lost", () => this.#stage.showLost());
+    follower.addEventListener("gone", () => {
+      this.#close();
+      this.#stage.showGone();
+    });
+    if (window.matchMedia("(max-width: 900px)").matches) {
+      at("la-stage").scrollIntoView({ block: "start" });
+    }
+  }
+
+  #show(job, starts) {
+    const hasEnded = this.#job && OPEN.has(this.#job.state) && !OPEN.has(job.state);
+    const hasBegun = this.#job?.state === "queued" && job.state === "running";
+    this.#job = job;
+    this.#stage.show(job, this.#rateOf(job), starts);
+    document.body.classList.add("la-has-job");
+    this.#drawButtons();
+    if (hasEnded || hasBegun) this.#history.refresh();
+    if (hasEnded) this.#readConfig();
+  }
+
+  #close() {
+    this.#follower?.stop();
+    this.#follower = null;
+    this.#job = null;
+    sessionStorage.removeItem(SHOWN);
+    document.body.classList.remove("la-has-job");
+    this.#history.mark("");
+    this.#stage.clear();
+    this.#drawButtons();
+  }
+
+  /** After a refresh: the job that was on the stage, else one that is being made. */
+  #rejoin(jobs) {
+    if (this.#job) return;
+    const shown = jobs.find((job) => job.id === sessionStorage.getItem(SHOWN));
+    const job = shown ?? jobs.find((candidate) => OPEN.has(candidate.state));
+    if (job) this.#open(job, OPEN.has(job.state));
+  }
+
+  #takeGroup(group) {
+    this.#stage.setGroup(group);
+    if (group === null) this.#wasReady = false;
+    else if (group.state === "ready" && this.#wasReady !== true) {
+      // Ready, or back again: a job may have changed meanwhile.
+      if (this.#wasReady === false) this.#history.refresh();
+      this.#wasReady = true;
+      this.#follower?.hurry();
+      this.#readConfig();
+    } else if (group.state !== "ready") this.#wasReady = false;
+  }
+
+  async #readConfig() {
+    this.#config = await ask("api/config").catch(() => this.#config);
+    if (!this.#config) return;
+    this.#fields.setTiers(this.#config.tiers);
+    at(`la-tell-${language()}`).click();
+    this.#drawModel();
+    document.body.classList.toggle("la-custom", this.#config.features.custom_tier);
+  }
+
+  #rateOf(job) {
+    const fps = this.#config?.tiers.find((tier) => tier.name === job.tier)?.fps;
+    return fps ? fps / FPS : null;
+  }
+
+  #retell() {
+    applyTexts();
+    applyGradioTexts();
+    this.#drawModel();
+    if (this.#config) at(`la-tell-${language()}`).click();
+    this.#drawButtons();
+  }
+
+  #drawModel() {
+    const model = this.#config?.model;
+    const key = model?.is_random ? "model_random" : model?.is_demo ? "model_demo" : "";
+    at("la-model-note").hidden = !key;
+    at("la-model-note").textContent = key ? say(key) : "";
+  }
+
+  #drawButtons() {
+    at("la-cancel").disabled = !this.#job?.can_cancel;
+  }
+
+  #sending(isSending) {
+    clearTimeout(this.#timer);
+    if (isSending) {
+      this.#fields.clearErrors();
+      this.#timer = setTimeout(() => {
+        this.#sending(false);
+        this.#fields.showError({ field: null, message: say("upload_failed") });
+      }, PATIENCE_MS);
+    }
+    document.body.classList.toggle("la-sending", isSending);
+    at("la-generate").setAttribute("aria-busy", String(isSending));
+  }
+}
+
+/** Hand over what a handler writes into its answer. */
+function whenAnswered(id, take) {
+  new MutationObserver(() => {
+    const answer = at(id).querySelector("data");
+    if (answer && answer.dataset.serial !== at(id).dataset.taken) {
+      at(id).dataset.taken = answer.dataset.serial;
+      take(JSON.parse(answer.value));
+    }
+  }).observe(at(id), { childList: true, subtree: true, attributes: true });
+}
+
+/** Gradio builds its fields after this module has run. */
+function whenBuilt(ids, act) {
+  const isBuilt = () => ids.every((id) => at(id));
+  if (isBuilt()) {
+    act();
+    return;
+  }
+  const observer = new MutationObserver(() => {
+    if (!isBuilt()) return;
+    observer.disconnect();
+    act();
+  });
+  observer.observe(document.documentElement, { childList: true, subtree: true });
+}
+
+const built = ["la-group-chip", "la-stage", "la-history", "la-generate", "la-cancel", "la-submitted"];
+whenBuilt([...built, "la-inspected", "la-tell-en", "la-tell-zh", "la-count", "la-cost"], () => new Page());

@@ -1,0 +1,21 @@
+// The page behind a share link: the stage and nothing else.
+
+import { Follower } from "./follower.js";
+import { Stage } from "./stage.js";
+import { followTheme } from "./theme.js";
+import { applyTexts, chooseLanguage } from "./texts.js";
+
+followTheme();
+applyTexts();
+for (const button of document.querySelectorAll("[data-language]")) {
+  button.addEventListener("click", () => chooseLanguage(button.dataset.language));
+}
+const start = document.getElementById("la-shared-job");
+const job = JSON.parse(start.textContent);
+const stage = new Stage();
+stage.setBackdrop(job.thumbnail_url ?? "");
+stage.show(job, null, true);
+const follower = new Follower(`s/${start.dataset.token}/job`);
+follower.addEventListener("news", (event) => stage.show(event.detail, null, true));
+follower.addEventListener("lost", () => stage.showLost());
+follower.addEventListener("gone", () => stage.showGone());

@@ -1,0 +1,199 @@
+// The stage: one place for the idle picture, the queue, the live video and the finished one.
+
+import { Controls } from "./controls.js";
+import { clock, factor, span } from "./format.js";
+import { FPS, Player } from "./player.js";
+import { address } from "./server.js";
+import { say, sayNote } from "./texts.js";
+
+const at = (id) => document.getElementById(id);
+
+/** Shows one job at a time, or none. */
+export class Stage {
+  #player;
+  #controls;
+  #job = null;
+  #group = null;
+  #isLost = false;
+  #isGone = false;
+  #drawn = "";
+
+  constructor() {
+    const video = at("la-video");
+    this.#player = new Player(video);
+    this.#controls = new Controls(this.#player, video, at("la-screen"));
+    this.#player.addEventListener("change", () => this.draw());
+    at("la-play-now").addEventListener("click", () => this.#player.play());
+    at("la-share").addEventListener("click", () => this.#copyLink());
+    window.addEventListener("la-language", () => this.draw());
+    this.draw();
+  }
+
+  /**
+   * Show a job as it is now.
+   * @param {object} job as the server describes it.
+   * @param {number|null} expectedRate seconds of video per second, before anything is measured.
+   * @param {boolean} starts whether a finished one begins to play by itself.
+   */
+  show(job, expectedRate, starts) {
+    this.#job = job;
+    this.#isLost = this.#isGone = false;
+    this.#player.show(job, expectedRate, starts);
+    this.draw();
+  }
+
+  /** Show the idle picture. */
+  clear() {
+    this.#job = null;
+    this.#isLost = this.#isGone = false;
+    this.setBackdrop("");
+    this.#player.clear();
+    this.draw();
+  }
+
+  /** Say that the server is not reached. */
+  showLost() {
+    this.#isLost = true;
+    this.draw();
+  }
+
+  /** Say that there is no such job any more. */
+  showGone() {
+    this.clear();
+    this.#isGone = true;
+    this.draw();
+  }
+
+  /** Take the state of the worker group into account. */
+  setGroup(group) {
+    this.#group = group;
+    this.draw();
+  }
+
+  /** A picture behind the video, out of focus, and in the middle while there is no video. */
+  setBackdrop(url) {
+    const image = url ? `url("${url}")` : "";
+    at("la-backdrop").style.backgroundImage = image;
+    at("la-art").style.backgroundImage = image;
+    at("la-art").classList.toggle("la-has-portrait", Boolean(url));
+  }
+
+  /** Bring the page in line with what is known. */
+  draw() {
+    const status = this.#player.status;
+    this.#controls.draw(status);
+    const { headline, detail, name } = this.#message(status);
+    at("la-stage").dataset.phase = name;
+    setText("la-headline", headline);
+    setText("la-detail", detail);
+    at("la-message").hidden = !headline;
+    this.#drawCaption(status);
+    this.#drawBadge(status);
+    this.#drawNumbers();
+    this.#drawActions();
+  }
+
+  #message(status) {
+    const job = this.#job;
+    const words = (name, key, values = {}, detail = say(`${key}_detail`)) => ({
+      name,
+      headline: say(key, values),
+      detail,
+    });
+    if (this.#isGone) return words("idle", "gone", {}, "");
+    if (!job) return words("idle", "idle");
+    if (job.state === "failed") return words("failed", "failed", {}, job.error ?? "");
+    if (status.phase === "broken" && job.state !== "done") return words("failed", "broken");
+    if (status.phase === "blocked") return words("blocked", "blocked", {}, "");
+    if (status.phase !== "empty") return { name: "video", headline: "", detail: "" };
+    if (job.state === "cancelled") return words("cancelled", "cancelled");
+    if (job.state === "queued") {
+      if (this.#group?.state === "loading") {
+        return words("queued", "loading", { percent: this.#group.load_percent });
+      }
+      const { position } = job;
+      const detail = say("queued_detail");
+      return position > 1
+        ? words("queued", "queued", { position }, detail)
+        : words("queued", "queued_next", {}, detail);
+    }
+    if (job.state === "running" && job.stage !== "rendering") return words("working", "preparing");
+    if (job.state === "running") return words("working", "rendering", {}, say("queued_detail"));
+    return { name: "video", headline: "", detail: "" };
+  }
+
+  #drawCaption(status) {
+    let text = "";
+    if (this.#isLost) text = say("reconnecting");
+    else if (status.phase === "holding" && status.isGrowing) text = this.#whyItWaits(status);
+    at("la-caption").hidden = !text;
+    setText("la-caption-text", text);
+    at("la-play-now").hidden = !(status.phase === "holding" && status.isGrowing && !this.#isLost);
+  }
+
+  #whyItWaits({ rate, needed, wait, hasPlayed }) {
+    if (rate === null || wait === null) return say("hold_unknown");
+    const values = { rate: factor(rate), needed: clock(needed), wait: span(wait, say("second")) };
+    return say(hasPlayed ? "hold_again" : "hold_rate", values);
+  }
+
+  #drawBadge(status) {
+    const isLive = this.#job?.state === "running" && status.phase !== "empty";
+    at("la-badge").hidden = !isLive;
+    if (isLive) {
+      const { rate } = status;
+      setText("la-badge", rate ? say("live", { rate: factor(rate) }) : say("live_plain"));
+    }
+  }
+
+  #drawNumbers() {
+    const job = this.#job;
+    at("la-numbers").hidden = !job;
+    if (!job) return;
+    const step = job.state === "running" && job.stage ? job.stage : job.state;
+    setText("la-step", say(`step_${step}`));
+    setText("la-frames", `${job.frames} / ${job.total_frames}`);
+    const fps = job.fps_measured;
+    const values = fps && { fps: fps < 10 ? fps.toFixed(1) : fps.toFixed(0), rate: factor(fps / FPS) };
+    setText("la-speed", fps ? say("speed_value", values) : "–");
+    const isOpen = job.state === "running" && job.eta_s !== null;
+    setText("la-left", isOpen ? say("left_value", { time: span(job.eta_s, say("second")) }) : "–");
+    at("la-left").parentElement.hidden = job.state !== "running";
+    const notes = job.notes ?? [];
+    const text = notes.map(sayNote).join("\n");
+    if (this.#drawn !== text) {
+      this.#drawn = text;
+      at("la-job-notes").replaceChildren(
+        ...notes.map((note) => Object.assign(document.createElement("li"), { textContent: sayNote(note) })),
+      );
+    }
+    at("la-job-notes").hidden = !notes.length;
+  }
+
+  #drawActions() {
+    const job = this.#job;
+    at("la-share").hidden = !job?.share_url;
+    const link = at("la-download");
+    link.hidden = !job?.download_url;
+    if (job?.download_url) link.href = address(job.download_url);
+  }
+
+  async #copyLink() {
+    const url = address(this.#job.share_url);
+    const button = at("la-share");
+    try {
+      await navigator.clipboard.writeText(url);
+      button.textContent = say("copied");
+      setTimeout(() => {
+        button.textContent = say("copy_link");
+      }, 2000);
+    } catch {
+      window.prompt(say("copy_by_hand"), url); // plain http has no clipboard
+    }
+  }
+}
+
+function setText(id, text) {
+  const element = at(id);
+  if (element.textContent !== text) element.textContent = text;
+}
