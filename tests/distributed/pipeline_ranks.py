@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from liveavatar.conditioning import Conditions
 from liveavatar.config import FRAMES_PER_BLOCK, TransformerConfig
@@ -18,6 +19,7 @@ from liveavatar.model.denoiser import TokenGrid
 from liveavatar.model.transformer import ConditionEmbedder, Transformer
 from liveavatar.parallel.activity import Activity
 from liveavatar.parallel.conductor import serve
+from liveavatar.parallel.fsdp import shard_weights
 from liveavatar.parallel.group import open_groups
 from liveavatar.parallel.links import links_of_rank, stage_links
 from liveavatar.parallel.mesh import Mesh
@@ -53,6 +55,7 @@ class Layout:
     mesh: Mesh
     config: TransformerConfig = TINY
     dtype: torch.dtype = torch.float32
+    sharded: bool = False
 
 
 @dataclass
@@ -124,10 +127,21 @@ def rank_main(folder: Path, rank: int, layout: Layout) -> None:
     transformer = tiny.stage(layers[plan.place.stage], layout.config, layout.dtype)
     ends = connect(folder, rank, stage_links(mesh), CPU, WAIT_S)
     groups = open_groups(folder, rank, mesh, "gloo", WAIT_S)
+    whole = held(transformer)
     for layer in transformer.stack:
         apply_tensor_parallel(layer, groups.tensor)
+        if layout.sharded:
+            shard_weights(layer, groups.sequence)
     apply_sequence_parallel(transformer, groups.sequence)
     serve_rank(transformer, plan, *ends)
+    shares = mesh.tp_degree * (mesh.sp_degree if layout.sharded else 1)
+    assert held(transformer) < 1.1 * whole / shares  # vectors and the modulation stay whole
+
+
+def held(transformer: Transformer) -> int:
+    """Values of the layers' weights that lie in this process."""
+    weights = (weight for layer in transformer.stack for weight in layer.parameters())
+    return sum((w.to_local() if isinstance(w, DTensor) else w).numel() for w in weights)
 
 
 def serve_rank(

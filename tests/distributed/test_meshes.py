@@ -1,4 +1,4 @@
-"""Tensor and sequence parallel stages, alone and mixed, make the latents of one device.
+"""Stages shared out over ranks, in every way and mixed, make the latents of one device.
 
 Sums over heads, widths and channels are taken in another order there, so that the last bits differ.
 """
@@ -20,25 +20,27 @@ pytestmark = pytest.mark.timeout(180)
 # float32 rounds to 6e-8 of a number; this is after 4 layers, 4 steps and a ring of earlier blocks.
 TOLERANCE = 2e-5
 EIGHT_HEADS = replace(TINY, num_heads=8)
-MESHES = [
-    Mesh(1, 2, 1),
-    Mesh(1, 1, 2),
-    Mesh(1, 1, 3),  # 3, 3 and 2 heads; 48 tokens of a block divide, 21 of the condition do too
-    Mesh(2, 2, 1),
-    Mesh(1, 2, 2),
-    Mesh(2, 1, 2),
+LAYOUTS = [
+    Layout(Mesh(1, 2, 1), EIGHT_HEADS),
+    Layout(Mesh(1, 1, 2), EIGHT_HEADS),  # 45 tokens of a block over two ranks
+    Layout(Mesh(1, 1, 3), EIGHT_HEADS),  # eight heads over three
+    Layout(Mesh(2, 2, 1), EIGHT_HEADS),
+    Layout(Mesh(1, 2, 2), EIGHT_HEADS),
+    Layout(Mesh(2, 1, 2), EIGHT_HEADS),
+    Layout(Mesh(1, 1, 2), EIGHT_HEADS, sharded=True),
 ]
 
 numbers = itertools.count(1)
 
 
-def name(mesh: Mesh) -> str:
-    return f"{mesh.num_stages}x{mesh.tp_degree}x{mesh.sp_degree}"
+def name(layout: Layout) -> str:
+    mesh, kind = layout.mesh, "-sharded" if layout.sharded else ""
+    return f"{mesh.num_stages}x{mesh.tp_degree}x{mesh.sp_degree}{kind}"
 
 
-@pytest.fixture(scope="module", params=MESHES, ids=name)
+@pytest.fixture(scope="module", params=LAYOUTS, ids=name)
 def media(request: pytest.FixtureRequest) -> Iterator[MediaEnd]:
-    with ranks_of(Layout(request.param, EIGHT_HEADS)) as started:
+    with ranks_of(request.param) as started:
         yield started
 
 
@@ -49,5 +51,4 @@ def test_a_mesh_makes_the_latents_of_one_device(media: MediaEnd) -> None:
     ]
     media.render(jobs)
     for job in jobs:
-        print(job.largest_error())
         assert job.largest_error() < TOLERANCE

@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from liveavatar.parallel.mesh import Mesh
 from tests.distributed.pipeline_ranks import Case, Layout, MediaEnd, ranks_of
@@ -92,3 +93,12 @@ def test_jobs_that_are_cancelled_as_they_begin_end_too(media: MediaEnd) -> None:
     after = case(num_blocks=3)
     media.render([after])
     assert after.is_made_bitwise()
+
+
+def test_stages_in_bfloat16_give_bitwise_the_latents_of_one_device() -> None:
+    layout = Layout(Mesh(3), dtype=torch.bfloat16)
+    with ranks_of(layout) as media:
+        job = case(num_blocks=5, layout=layout)
+        media.render([job])
+    assert job.made[0].dtype == torch.bfloat16
+    assert job.is_made_bitwise()
