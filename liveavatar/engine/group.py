@@ -27,6 +27,7 @@ from liveavatar.engine.messages import (
     GroupSpec,
     Ready,
     RenderJob,
+    StagesReady,
     Stop,
     Submit,
 )
@@ -228,6 +229,8 @@ class WorkerGroup:
 
     def _note_ready(self, rank: int) -> None:
         self._starting.discard(rank)
+        if self._starting == {self.spec.media_rank}:
+            self._send(self.spec.media_rank, StagesReady())
         if not self._starting:
             shutil.rmtree(self._folder, ignore_errors=True)  # all sockets are connected
 

@@ -1,6 +1,6 @@
 """What the supervisor and the ranks say to each other; small frozen values, sent over pipes.
 
-supervisor -> media rank    Submit, Cancel
+supervisor -> media rank    StagesReady, Submit, Cancel
 supervisor -> every rank    Stop
 rank -> supervisor          Loading, Ready, RankStatus, Failed
 media rank -> supervisor    Progress, Finished, Refused
@@ -135,6 +135,11 @@ class Cancel:
     """Stop this job at once; the blocks that are finished stay in its file."""
 
     number: int
+
+
+@dataclass(frozen=True)
+class StagesReady:
+    """All other ranks are ready; the first block can be made."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from liveavatar.engine.messages import (
     Progress,
     Refused,
     RenderJob,
+    StagesReady,
     Stop,
     Submit,
 )
@@ -39,6 +40,9 @@ class Preparation:
 
     Args:
         report: tells the owner.
+
+    Attributes:
+        stages_ready: set when the owner has heard that all other ranks are ready.
     """
 
     def __init__(self, report: Callable[[object], None]) -> None:
@@ -46,11 +50,14 @@ class Preparation:
         self._submitted: queue.Queue[RenderJob | None] = queue.Queue()
         self._prepared: queue.Queue[Prepared | BaseException | None] = queue.Queue(maxsize=1)
         self._known: set[int] = set()
+        self.stages_ready = threading.Event()
         self._cancelled: set[int] = set()
 
     def take(self, message: object) -> None:
         """Do what the owner asks; from any thread."""
-        if isinstance(message, Submit):
+        if isinstance(message, StagesReady):
+            self.stages_ready.set()
+        elif isinstance(message, Submit):
             self.submit(message.job)
         elif isinstance(message, Cancel):
             if message.number in self._known:

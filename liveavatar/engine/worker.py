@@ -129,6 +129,7 @@ def _serve_media(me: _Rank) -> None:
     )
     plan = MediaPlan(len(spec.stages), spec.jobs_at_once, spec.timeout_s)
     media = MediaRank(networks, links, plan, me.activity)
+    jobs.stages_ready.wait()  # for as long as they load; the owner ends this rank if one does not
     warm_up(media, spec)
     me.owner.say(Ready(me.rank, load_s, me.seconds()))
     media.serve(jobs, me.owner.say)

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from liveavatar.errors import DeadlineError, EngineError, WorkerDiedError
+from liveavatar.parallel.host_copy import Departure, host_buffer, to_device, use_own_stream
 
 _HEADER = struct.Struct("<Q")
 _POLL_S = 0.2
@@ -57,13 +58,21 @@ class Packet:
     tensors: tuple[Tensor, ...]
 
 
+@dataclass(frozen=True)
+class _Outgoing:
+    """A message that waits to be sent: its header, and the tensors that follow."""
+
+    header: bytes
+    departures: list[Departure]
+
+
 class Sender:
     """The sending end of a link; made by `connect`."""
 
     def __init__(self, link: Link, connection: socket.socket) -> None:
         self.link = link
         self._socket = connection
-        self._queue: queue.Queue[list[bytes | memoryview] | None] = queue.Queue(maxsize=2)
+        self._queue: queue.Queue[_Outgoing | None] = queue.Queue(maxsize=2)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name=f"send {link.name}", daemon=True)
         self._thread.start()
@@ -79,13 +88,12 @@ class Sender:
         """
         described = [(tuple(tensor.shape), tensor.dtype) for tensor in tensors]
         header = pickle.dumps((message, described))
-        parts: list[bytes | memoryview] = [_HEADER.pack(len(header)) + header]
-        parts += [_bytes_of(_to_host(tensor)) for tensor in tensors]
+        outgoing = _Outgoing(_HEADER.pack(len(header)) + header, [Departure(t) for t in tensors])
         deadline = time.monotonic() + timeout_s
         while True:
             self._raise_failure()
             try:
-                self._queue.put(parts, timeout=_POLL_S)
+                self._queue.put(outgoing, timeout=_POLL_S)
                 return
             except queue.Full:
                 if time.monotonic() > deadline:
@@ -105,16 +113,25 @@ class Sender:
 
     def _run(self) -> None:
         try:
-            while (parts := self._queue.get()) is not None:
-                for part in parts:
-                    self._socket.sendall(part)
-        except OSError as error:
+            placed = False
+            while (outgoing := self._queue.get()) is not None:
+                self._socket.sendall(outgoing.header)
+                for departure in outgoing.departures:
+                    if not placed:
+                        use_own_stream(departure.tensor.device)
+                        placed = True
+                    self._socket.sendall(_bytes_of(departure.on_host()))
+        except Exception as error:  # noqa: BLE001 - raised again where messages are sent
             self._error = error
 
     def _raise_failure(self) -> None:
-        if self._error is not None:
+        if isinstance(self._error, OSError):
             raise WorkerDiedError(
                 f"rank {self.link.target} is gone (link {self.link.name}: {self._error})"
+            ) from self._error
+        if self._error is not None:
+            raise EngineError(
+                f"rank {self.link.source} cannot send (link {self.link.name}: {self._error!r})"
             ) from self._error
 
 
@@ -175,6 +192,7 @@ class Receiver:
 
     def _run(self) -> None:
         try:
+            use_own_stream(self._device)
             while True:
                 (size,) = _HEADER.unpack(_read(self._socket, bytearray(_HEADER.size)))
                 message, described = pickle.loads(_read(self._socket, bytearray(size)))
@@ -188,10 +206,9 @@ class Receiver:
             self._error = error
 
     def _read_tensor(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        on_gpu = self._device.type == "cuda"
-        tensor = torch.empty(shape, dtype=dtype, pin_memory=on_gpu)
-        _read(self._socket, _bytes_of(tensor))
-        return tensor.to(self._device, non_blocking=False) if on_gpu else tensor
+        hosted = host_buffer(shape, dtype, self._device)
+        _read(self._socket, _bytes_of(hosted))
+        return to_device(hosted, self._device)
 
 
 def connect(
@@ -292,18 +309,6 @@ def _hang_up(connection: socket.socket) -> None:
     with suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
     connection.close()
-
-
-def _to_host(tensor: Tensor) -> Tensor:
-    """A contiguous copy-free view on the host, or a pinned copy of a GPU tensor."""
-    tensor = tensor.detach().resolve_conj().resolve_neg()
-    if tensor.device.type == "cuda":
-        hosted = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-        hosted.copy_(tensor)
-        return hosted
-    if tensor.device.type != "cpu":
-        raise EngineError(f"cannot send a tensor on {tensor.device}; move it to the CPU first")
-    return tensor.contiguous()
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
