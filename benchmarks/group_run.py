@@ -66,6 +66,7 @@ class Setup:
         devices: of each rank, the media rank last.
         memory_bytes: that each rank may take of its GPU, or the host's.
         out: folder for the inputs and the videos.
+        sharded: in place of stages, all layers on every rank, their weights and tokens shared out.
     """
 
     weights: Path | RandomWeights
@@ -75,6 +76,7 @@ class Setup:
     devices: tuple[str, ...]
     memory_bytes: int
     out: Path
+    sharded: bool = False
 
     @property
     def on_gpu(self) -> bool:
@@ -94,7 +96,11 @@ class Setup:
 
     def spec(self, plan: LayoutPlan) -> GroupSpec:
         """The group, with its ranks where they were asked for."""
-        return replace(group_spec(self.weights, None, plan), devices=self.devices)
+        spec = replace(group_spec(self.weights, None, plan), devices=self.devices)
+        if not self.sharded:
+            return spec
+        layers = (range(self.network.transformer.num_layers),)
+        return replace(spec, stages=layers, sp_degree=len(self.devices) - 1, sharded=True)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -105,6 +111,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     weights.add_argument("--random", choices=sorted(RANDOM), default="tiny", help="random weights")
     add("--devices", default="cpu,cpu,cpu", help='of each rank, the media rank last: "cuda:0,..."')
     add("--memory_gib", type=float, default=22.15, help="that a rank may take of its GPU")
+    add("--fsdp", action="store_true", help="shard weights and tokens in place of stages")
     add("--infer_frames", type=int, default=48)
     add("--sample_steps", type=int, default=4)
     add("--clips", type=int, default=2)
@@ -132,6 +139,7 @@ def read_setup(options: argparse.Namespace, size: str) -> Setup:
         devices=devices,
         memory_bytes=int(options.memory_gib * GIB) if on_gpu else host_memory_bytes(),
         out=options.out,
+        sharded=options.fsdp,
     )
 
 

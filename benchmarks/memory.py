@@ -42,35 +42,32 @@ class RankPeak:
 
     Attributes:
         role: "stage 0", ..., "media".
-        planned: all parts but the CUDA context.
+        planned: all parts but the CUDA context; None for the baseline, which is not planned.
         used: the most that tensors took.
         reserved: the most that torch held of the device, its spare blocks included.
         error: of the plan, as a share of what was used.
     """
 
     role: str
-    planned: float
+    planned: float | None
     used: float
     reserved: float
-    error: float
+    error: float | None
 
 
-def peaks(plan: LayoutPlan, trace: Trace) -> list[RankPeak]:
+def peaks(plan: LayoutPlan | None, trace: Trace) -> list[RankPeak]:
     """Plan and peak of every rank."""
     last = {s.event.rank: s.event for s in trace.said if isinstance(s.event, RankStatus)}
     found = []
     for rank, status in sorted(last.items()):
-        planned = plan.ranks[rank].total - plan.ranks[rank].context
         used = status.peak_used_bytes or status.peak_bytes
-        found.append(
-            RankPeak(
-                status.role,
-                round(planned / GIB, 3),
-                round(used / GIB, 3),
-                round(status.peak_bytes / GIB, 3),
-                round(planned / used - 1, 4),
-            )
-        )
+        planned = error = None
+        if plan is not None:
+            parts = plan.ranks[rank]
+            planned = round((parts.total - parts.context) / GIB, 3)
+            error = round((parts.total - parts.context) / used - 1, 4)
+        reserved = round(status.peak_bytes / GIB, 3)
+        found.append(RankPeak(status.role, planned, round(used / GIB, 3), reserved, error))
     return found
 
 
@@ -91,12 +88,13 @@ def measure(setup: Setup) -> dict[str, Any]:
     return {
         "size": f"{setup.size_hw[1]}*{setup.size_hw[0]}",
         "precision": str(plan.precision),
+        "sharded": setup.sharded,
         "verdict": plan.verdict,
         "fits": plan.fits,
         "frames": finished[0].frames if finished else 0,
         "failure": trace.failure,
         "context_gib": context_gib(setup, trace),
-        "ranks": [asdict(peak) for peak in peaks(plan, trace)],
+        "ranks": [asdict(peak) for peak in peaks(None if setup.sharded else plan, trace)],
         "parts": [asdict(rank) for rank in plan.ranks],
     }
 
@@ -107,10 +105,10 @@ def text(result: dict[str, Any]) -> str:
     lines = [f"{result['size']}, {result['precision']}: {made}; the plan: {result['verdict']}"]
     lines.append(f"  context {result['context_gib']} GiB per rank, beside:")
     for rank in result["ranks"]:
-        lines.append(
-            f"  {rank['role']:<8} planned {rank['planned']:6.2f}, used {rank['used']:6.2f} "
-            f"({100 * rank['error']:+.1f} %), reserved {rank['reserved']:6.2f} GiB"
-        )
+        line = f"  {rank['role']:<8} used {rank['used']:6.2f}, reserved {rank['reserved']:6.2f} GiB"
+        if rank["planned"] is not None:
+            line += f", planned {rank['planned']:6.2f} ({100 * rank['error']:+.1f} %)"
+        lines.append(line)
     return "\n".join(lines)
 
 

@@ -46,6 +46,8 @@ class GroupSpec:
             for the next block of an open job.
         tp_degree: ranks that share the heads and widths of a stage.
         sp_degree: ranks that share the tokens of a stage.
+        sharded: whether those keep only parts of the weights and gather them layer by layer, the
+            baseline that stages are compared with.
         silence_s: longest time that a rank says nothing; it speaks every second.
         memory_limits: bytes torch may hold of each rank's GPU; 0, or no entries, for no limit.
         weight_bytes: of each rank's weights, to tell how far loading is; may be empty.
@@ -63,6 +65,7 @@ class GroupSpec:
     timeout_s: float = 120.0
     tp_degree: int = 1
     sp_degree: int = 1
+    sharded: bool = False
     silence_s: float = 20.0
     memory_limits: tuple[int, ...] = ()
     weight_bytes: tuple[int, ...] = ()

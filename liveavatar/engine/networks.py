@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def load_stage(spec: GroupSpec, stage: int, where: Placement, groups: StageGroups) -> Transformer:
     """Read this rank's part of the layers of a pipeline stage."""
     checkpoint = _open(spec, with_encoders=False)
-    return load_part(checkpoint, where, spec.stages[stage], groups)
+    return load_part(checkpoint, where, spec.stages[stage], groups, sharded=spec.sharded)
 
 
 def load_media_networks(spec: GroupSpec, where: Placement) -> MediaNetworks:
