@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PRODUCT = ("liveavatar", "inference", "webui", "app.py")
 # Distributions whose import name is another one.
 IMPORT_NAMES = {
+    "PyYAML": "yaml",
     "nvidia-ml-py": "pynvml",
     "opencv-python-headless": "cv2",
     "pillow": "PIL",
