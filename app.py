@@ -1,6 +1,7 @@
-"""The web application: upload a portrait and a speech, watch it talk.
+"""The web application: upload a portrait and a speech, watch it talk while it is made.
 
-python app.py [--model demo|DIR] [--port 7860] [--fake]
+`python app.py --help` lists the options. The pages are up at once; the ranks of the worker group
+load in processes of their own.
 """
 
 from __future__ import annotations
@@ -9,48 +10,72 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from contextlib import ExitStack
 
-import uvicorn
-
-from liveavatar.engine.fake import FakeGroup
+from liveavatar.engine.served_model import Served, serve_checkpoint, serve_test_picture
 from liveavatar.engine.supervisor import Supervisor
 from liveavatar.errors import LiveAvatarError
 from liveavatar.jobs.spool import Spool
 from liveavatar.jobs.store import JobStore, sqlite_url
+from liveavatar.plan.tiers import TIERS
+from webui.auth import installation_key
 from webui.mounting import mount_page
 from webui.offers import ServedModel
-from webui.server import create_app
+from webui.options import accounts_of, read_options
+from webui.running import DrainingServer, listen
+from webui.server import Access, create_app
 from webui.service import Service
-from webui.settings import DEMO_TIERS, ServerSettings
+from webui.settings import DEMO_TIERS, ServerSettings, read_settings
+from webui.tunnel import host_of, public_link
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Make the parser."""
-    parser = argparse.ArgumentParser(prog="app.py", allow_abbrev=False)
-    add = parser.add_argument
-    add("--host", default="127.0.0.1")
-    add("--port", type=int, default=7860)
-    add("--data-dir", type=Path, default=Path("data"))
-    add("--fake", action="store_true", help="a test picture in place of a model")
-    return parser
-
-
-def serve(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> None:
     """Serve until stopped."""
     spool = Spool(options.data_dir)
-    store = JobStore(sqlite_url(spool.root / "jobs.db"))
-    settings = ServerSettings(tiers=DEMO_TIERS)
-    service = Service(store, spool, settings, ServedModel("test picture", is_demo=True))
-    app = create_app(service, Supervisor(store, spool, FakeGroup), mount_page)
-    uvicorn.run(app, host=options.host, port=options.port, timeout_graceful_shutdown=2)
+    accounts = accounts_of(options, installation_key(spool.root))
+    model, settings = _choose(options)
+    with ExitStack() as stack:
+        store = JobStore(options.database or sqlite_url(spool.root / "jobs.db"))
+        stack.callback(store.close)
+        supervisor = Supervisor(store, spool, model.group_maker(settings.tiers))
+        access = Access(accounts, frozenset(options.allow_host), set(), options.behind_proxy)
+        offered = ServedModel(model.name, model.is_demo, model.is_random, model.plan)
+        service = Service(store, spool, settings, offered)
+        app = create_app(service, mount_page, access)
+        listener = stack.enter_context(listen(options.host, options.port))
+        listener.listen()
+        port = listener.getsockname()[1]
+        supervisor.start()
+        stack.callback(supervisor.stop)
+        if options.share:
+            address = stack.enter_context(public_link(port, options.share_server))
+            access.public_hosts.add(host_of(address))
+            logging.info("public link: %s", address)
+        logging.info("open http://%s:%d", options.host, port)
+
+        def begin_drain() -> None:
+            service.taking_jobs = False
+            supervisor.drain()
+
+        drain_s = settings.limits.drain_seconds
+        DrainingServer(app, begin_drain, lambda: not supervisor.is_alive, drain_s).run([listener])
+
+
+def _choose(options: argparse.Namespace) -> tuple[Served, ServerSettings]:
+    model = (
+        serve_test_picture()
+        if options.test_picture
+        else serve_checkpoint(options.model, options.lora, options.data_dir)
+    )
+    defaults = ServerSettings(tiers=DEMO_TIERS if model.is_demo else TIERS)
+    return model, read_settings(options.config, defaults) if options.config else defaults
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
-        serve(build_parser().parse_args(arguments))
+        run(read_options(arguments))
     except LiveAvatarError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

@@ -12,7 +12,7 @@ import json
 import re
 import socket
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -63,12 +63,14 @@ class GuardSettings:
 
     Attributes:
         hosts: names under which the server may be asked for, beside addresses and localhost.
+        public_hosts: names of tunnels that lead here over https; may change while it runs.
         body_bytes: largest request body.
         trusts_proxy: keep X-Forwarded-* headers, which a proxy of the operator's own sets.
         files: the only folder out of which Gradio may serve and take files; None for none.
     """
 
     hosts: frozenset[str] = frozenset()
+    public_hosts: set[str] = field(default_factory=set)
     body_bytes: int = 250_000_000
     trusts_proxy: bool = False
     files: Path | None = None
@@ -101,6 +103,8 @@ class Guard:
                 for name, value in scope["headers"]
                 if not name.startswith(b"x-forwarded-") and name != b"forwarded"
             ]
+        if _host_name(Headers(scope=scope).get("host", "")) in self._settings.public_hosts:
+            scope["scheme"] = "https"
         refusal = self._refusal(scope)
         if refusal is None and _is_json_call(scope):
             body, refusal = await self._checked_body(receive)
@@ -150,7 +154,7 @@ class Guard:
         try:
             ipaddress.ip_address(host.strip("[]"))
         except ValueError:
-            return host in self._hosts
+            return host in self._hosts or host in self._settings.public_hosts
         return True
 
     def _may_read(self, name: str) -> bool:

@@ -16,7 +16,6 @@ from webui.views import download_name
 
 router = APIRouter()
 
-_BOTH = ["GET", "HEAD"]
 _LIVE_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 # Without an id in the name nobody finds these addresses, so a browser may keep the bytes.
 _KEPT = {"Cache-Control": "private, max-age=3600"}
@@ -26,7 +25,8 @@ Attempt = Annotated[int | None, Query(ge=1, description="refuse any other attemp
 Download = Annotated[bool, Query(description="save under the video's title")]
 
 
-@router.api_route("/live/{job_id}.mp4", methods=_BOTH, response_class=StreamingResponse)
+@router.get("/live/{job_id}.mp4", response_class=StreamingResponse)
+@router.head("/live/{job_id}.mp4", include_in_schema=False)
 async def live(
     request: Request,
     job_id: str,
@@ -38,21 +38,24 @@ async def live(
     return _live(request, await in_thread(service.job, job_id), start, attempt)
 
 
-@router.api_route("/media/{job_id}.mp4", methods=_BOTH, response_class=FileResponse)
+@router.get("/media/{job_id}.mp4", response_class=FileResponse)
+@router.head("/media/{job_id}.mp4", include_in_schema=False)
 async def media(job_id: str, service: ServiceOf, download: Download = False) -> Response:
     """The finished video; ranges work."""
     job = await in_thread(service.job, job_id)
     return _video(job, service.spool.job(job.id).video, download=download)
 
 
-@router.api_route("/thumbnails/{job_id}.jpg", methods=_BOTH, response_class=FileResponse)
+@router.get("/thumbnails/{job_id}.jpg", response_class=FileResponse)
+@router.head("/thumbnails/{job_id}.jpg", include_in_schema=False)
 async def thumbnail(job_id: str, service: ServiceOf) -> Response:
     """A small picture of the video."""
     job = await in_thread(service.job, job_id)
     return _picture(service.spool.job(job.id).thumbnail)
 
 
-@router.api_route("/s/{token}/live.mp4", methods=_BOTH, response_class=StreamingResponse)
+@router.get("/s/{token}/live.mp4", response_class=StreamingResponse)
+@router.head("/s/{token}/live.mp4", include_in_schema=False)
 async def shared_live(
     request: Request,
     token: str,
@@ -64,7 +67,8 @@ async def shared_live(
     return _live(request, await in_thread(service.shared_job, token), start, attempt)
 
 
-@router.api_route("/s/{token}/video.mp4", methods=_BOTH, response_class=FileResponse)
+@router.get("/s/{token}/video.mp4", response_class=FileResponse)
+@router.head("/s/{token}/video.mp4", include_in_schema=False)
 async def shared_video(token: str, service: ServiceOf, download: Download = False) -> Response:
     """As `/media`, for whoever has the link."""
     job = await in_thread(service.shared_job, token)
@@ -73,7 +77,8 @@ async def shared_video(token: str, service: ServiceOf, download: Download = Fals
     return _video(job, service.spool.job(job.id).video, download=download)
 
 
-@router.api_route("/s/{token}/thumbnail.jpg", methods=_BOTH, response_class=FileResponse)
+@router.get("/s/{token}/thumbnail.jpg", response_class=FileResponse)
+@router.head("/s/{token}/thumbnail.jpg", include_in_schema=False)
 async def shared_thumbnail(token: str, service: ServiceOf) -> Response:
     """As `/thumbnails`, for whoever has the link."""
     job = await in_thread(service.shared_job, token)

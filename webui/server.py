@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from anyio import to_thread
@@ -14,9 +15,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from liveavatar.engine.supervisor import Supervisor
 from liveavatar.errors import ConfigError, LiveAvatarError
-from webui import api_page, auth, media_routes, routes, share_page
+from webui import api_page, auth, media_routes, metrics, routes, share_page
 from webui.auth import Accounts, LoginGate
 from webui.guard import Guard, GuardSettings
 from webui.live import LiveStreams
@@ -29,6 +29,8 @@ ROOT = Path(__file__).resolve().parents[1]
 STATIC = ROOT / "static"
 STATIC_FOLDERS = ("css", "js", "images")
 
+_CHORES_S = 3600
+
 logger = logging.getLogger(__name__)
 
 
@@ -39,17 +41,18 @@ class Access:
     Attributes:
         accounts: who may log in; None lets everybody in.
         hosts: names under which the server may be asked for, beside addresses and localhost.
+        public_hosts: names of tunnels that lead here over https; may change while it runs.
         trusts_proxy: believe the X-Forwarded-* headers of a proxy.
     """
 
     accounts: Accounts | None = None
     hosts: frozenset[str] = frozenset()
+    public_hosts: set[str] = field(default_factory=set)
     trusts_proxy: bool = False
 
 
 def create_app(
     service: Service,
-    supervisor: Supervisor | None = None,
     mount_page: Callable[[FastAPI, Service], FastAPI] | None = None,
     access: Access = Access(),
     static: Path = STATIC,
@@ -58,7 +61,6 @@ def create_app(
 
     Args:
         service: what it does.
-        supervisor: started and stopped with it; None where another process renders.
         mount_page: mounts the visible page at "/", behind all routes; None for the routes alone.
         access: who is let in.
         static: folder with `css`, `js` and `images`.
@@ -70,12 +72,9 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         await to_thread.run_sync(service.spool.sweep_uploads)
-        if supervisor is not None:
-            supervisor.start()
+        chores = asyncio.create_task(_do_chores(service))
         yield
-        service.taking_jobs = False
-        if supervisor is not None:
-            await to_thread.run_sync(supervisor.stop)
+        chores.cancel()
 
     app = FastAPI(
         title="LiveAvatar",
@@ -90,9 +89,8 @@ def create_app(
     app.state.accounts = access.accounts
     app.state.static = static
     _add_error_answers(app)
-    for router in (media_routes.router, routes.router, share_page.router, api_page.router):
-        app.include_router(router)
-    app.include_router(auth.router)
+    for module in (media_routes, routes, share_page, metrics, api_page, auth):
+        app.include_router(module.router)
     for name in STATIC_FOLDERS:
         if not (static / name).is_dir():
             raise ConfigError(
@@ -105,6 +103,16 @@ def create_app(
     return app
 
 
+async def _do_chores(service: Service) -> None:
+    """Remove what is old, from time to time."""
+    while True:
+        try:
+            await to_thread.run_sync(service.remove_old_jobs)
+        except Exception:  # a border: the next time may go better
+            logger.exception("old jobs could not be removed")
+        await asyncio.sleep(_CHORES_S)
+
+
 def _close(app: FastAPI, service: Service, access: Access) -> None:
     """Put the gates in front; the one that is added last is met first."""
     if access.accounts is not None:
@@ -113,6 +121,7 @@ def _close(app: FastAPI, service: Service, access: Access) -> None:
         app.add_middleware(LoginGate, accounts=access.accounts, open_prefixes=prefixes)
     guarded = GuardSettings(
         hosts=access.hosts,
+        public_hosts=access.public_hosts,
         body_bytes=service.settings.limits.body_bytes,
         trusts_proxy=access.trusts_proxy,
         files=gradio_folder(service),

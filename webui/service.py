@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 import shutil
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -192,6 +193,16 @@ class Service:
         """Forget an ended job and remove its files; UnknownJobError, JobError."""
         self.store.delete(job_id)
         self.spool.remove(job_id)
+
+    def remove_old_jobs(self) -> int:
+        """Remove jobs that ended longer ago than they are kept; returns how many."""
+        days = self.settings.limits.keep_days
+        if not days:
+            return 0
+        old = self.store.ended_before(time.time() - days * 86_400)
+        for job_id in old:
+            self.delete(job_id)
+        return len(old)
 
     def group_view(self, *, admin: bool) -> GroupView:
         """The worker group: all of it for the operator, else its state."""

@@ -62,6 +62,7 @@ class Limits:
         jobs_per_owner, jobs_in_all: videos that wait or run.
         prompt_characters: longest prompt.
         keep_days: ended jobs older than this are removed; 0 keeps them.
+        drain_seconds: how long running videos may take to end when the server is stopped.
         free_disk_bytes: with less room on the disk of the data folder, no jobs are taken.
     """
 
@@ -73,13 +74,14 @@ class Limits:
     jobs_in_all: int = 50
     prompt_characters: int = 2000
     keep_days: int = 30
+    drain_seconds: int = 30
     free_disk_bytes: int = 500_000_000
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a limit that is no positive whole number."""
         for limit in fields(self):
             value = getattr(self, limit.name)
-            least = 0 if limit.name in ("keep_days", "free_disk_bytes") else 1
+            least = 0 if limit.name in ("keep_days", "drain_seconds", "free_disk_bytes") else 1
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ConfigError(
                     f"limits.{limit.name}: expected a whole number of at least {least}, "

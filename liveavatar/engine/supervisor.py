@@ -20,8 +20,8 @@ from dataclasses import dataclass
 
 from liveavatar.engine.group import Group
 from liveavatar.engine.group_state import GroupState
+from liveavatar.engine.job_files import finish_video, prepare_render_job
 from liveavatar.engine.messages import Event, Finished, Progress, Refused
-from liveavatar.engine.preparing import finish_video, prepare_render_job
 from liveavatar.engine.running_job import RunningJob
 from liveavatar.errors import (
     ConfigError,

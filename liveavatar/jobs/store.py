@@ -350,6 +350,12 @@ class JobStore:
             state = self.get(job_id).state
             raise JobError(f"a job that is {state.value} cannot be deleted; cancel it first")
 
+    def ended_before(self, when: float) -> list[str]:
+        """Ids of the jobs that ended before a time, UTC epoch seconds."""
+        query = sa.select(JOBS.c.id).where(JOBS.c.finished_at < when)
+        with self._reading.connect() as connection:
+            return list(connection.execute(query).scalars())
+
     def write_worker(self, worker: str, document: Mapping[str, Any]) -> None:
         """Say how a worker is; it replaces what was said before."""
         values = {"updated_at": time.time(), "document": dict(document)}

@@ -19,14 +19,14 @@ WALLS = {
     "liveavatar/media": (*WEB, "torch"),
     "liveavatar/model": (*WEB, "torch.distributed"),
     "liveavatar/plan": (*WEB, "torch"),
-    "webui": ("torch",),
+    "webui": ("torch", "liveavatar.engine"),
 }
 ENGINE_WITHOUT_TORCH = [
     "fake",
     "group",
     "group_state",
     "messages",
-    "preparing",
+    "job_files",
     "running_job",
     "supervisor",
 ]

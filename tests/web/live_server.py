@@ -58,7 +58,7 @@ class Installation:
 
     def application(self) -> FastAPI:
         page = mount_page if self.with_page else None
-        self.app = create_app(self.service, self.supervisor, page, self.access)
+        self.app = create_app(self.service, page, self.access)
         return self.app
 
 
@@ -80,6 +80,7 @@ def serve(installation: Installation) -> Iterator[str]:
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
+    installation.supervisor.start()
     try:
         wait_until(lambda: server.started, "the server listens")
         installation.address = f"http://127.0.0.1:{port}"
@@ -88,6 +89,7 @@ def serve(installation: Installation) -> Iterator[str]:
         server.should_exit = True
         thread.join(20)
         assert not thread.is_alive()
+        installation.supervisor.stop()
         installation.store.close()
 
 

@@ -1,0 +1,175 @@
+"""What an operator relies on: health, metrics, documentation, hashed files, clean ends."""
+
+from __future__ import annotations
+
+import re
+import signal
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from liveavatar.engine.fake import Pace
+from liveavatar.errors import ConfigError
+from tests.web.live_server import Installation, serve, submit, wait_for_state, wait_until
+from webui.running import DrainingServer, listen
+from webui.server import STATIC, create_app
+from webui.static_files import HashedFiles, asset_urls, content_hash, static_url
+
+
+def samples(client: httpx.Client) -> dict[tuple[str, ...], float]:
+    answer = client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain")
+    return {
+        (sample.name, *(sample.labels[name] for name in sorted(sample.labels))): sample.value
+        for family in text_string_to_metric_families(answer.text)
+        for sample in family.samples
+    }
+
+
+def test_health_and_metrics_tell_what_goes_on(tmp_path: Path) -> None:
+    installation = Installation(tmp_path, pace=Pace(load_s=0.05, prepare_s=0.02, fps=50))
+    with serve(installation) as address, httpx.Client(base_url=address, timeout=30) as client:
+        jobs = [submit(client).json() for _ in range(3)]
+        wait_until(lambda: client.get(f"/api/jobs/{jobs[0]['id']}").json()["frames"], "frames")
+        watching = threading.Thread(target=lambda: httpx.get(address + jobs[0]["live_url"]))
+        watching.start()
+        wait_until(lambda: samples(client)["liveavatar_live_viewers",] == 1, "a viewer")
+        now = samples(client)
+        assert now["liveavatar_group_ready",] == 1
+        assert now["liveavatar_queue_length",] == 1
+        assert now["liveavatar_jobs", "running"] == 2
+        assert now["liveavatar_rank_memory_bytes", "cpu", "3", "media"] == 2**30
+        health = client.get("/healthz").json()
+        assert (health["status"], health["group"], health["queue_length"]) == ("ok", "ready", 1)
+        assert len(health["ranks"]) == 4
+        assert client.get("/api/group").json()["queue_length"] == 1
+        client.post(f"/api/jobs/{jobs[2]['id']}/cancel")
+        for job in jobs[:2]:
+            wait_for_state(client, job["id"], "done")
+        watching.join(10)
+        now = samples(client)
+        assert now["liveavatar_jobs", "done"] == 2
+        assert now["liveavatar_jobs", "cancelled"] == 1
+        assert 30 < now["liveavatar_fps", "fast"] < 80
+        assert 0 < now["liveavatar_first_frame_seconds", "fast"] < 10
+        (tier, *_) = client.get("/api/config").json()["tiers"]
+        assert tier["fps"] == pytest.approx(now["liveavatar_fps", "fast"])
+        assert tier["fits"]
+
+
+def test_a_server_without_a_group_says_so(tmp_path: Path) -> None:
+    installation = Installation(tmp_path)
+    with serve(installation) as address, httpx.Client(base_url=address) as client:
+        installation.supervisor.stop()
+        answer = client.get("/healthz")
+        assert (answer.status_code, answer.json()["status"]) == (503, "degraded")
+        assert client.get("/api/group").json()["state"] == "stopped"
+        job = submit(client).json()
+        assert (job["state"], job["position"]) == ("queued", 1)
+
+
+def test_old_jobs_are_removed_with_their_files(tmp_path: Path) -> None:
+    installation = Installation(tmp_path)
+    with serve(installation) as address, httpx.Client(base_url=address, timeout=30) as client:
+        job = submit(client).json()
+        wait_for_state(client, job["id"], "done")
+        assert installation.service.remove_old_jobs() == 0
+        assert installation.store.ended_before(time.time() + 1) == [job["id"]]
+        installation.service.delete(job["id"])
+        assert list((tmp_path / "jobs").iterdir()) == []
+
+
+def test_the_documentation_lists_every_route_and_needs_no_network(client: httpx.Client) -> None:
+    page = client.get("/docs").text
+    schema = client.get("/openapi.json").json()
+    assert "/api/jobs/{job_id}/cancel" in page
+    assert all(path in page for path in schema["paths"])
+    assert {"/api/config", "/api/inspect", "/live/{job_id}.mp4", "/healthz"} <= set(schema["paths"])
+    assert "idempotency_key" in page
+    assert not re.findall(r"(?:src|href)=[\"'](?:https?:)?//", page)
+    assert "<script" not in page
+
+
+def test_static_files_are_kept_for_long_only_under_their_hash(tmp_path: Path) -> None:
+    for name in ("css", "js", "images"):
+        (tmp_path / "static" / name).mkdir(parents=True)
+    script = tmp_path / "static" / "js" / "player.js"
+    script.write_text("first")
+    installation = Installation(tmp_path / "data")
+    app = create_app(installation.service, static=tmp_path / "static")
+    assert HashedFiles(tmp_path / "static" / "js")
+    first = static_url(tmp_path / "static", "js/player.js")
+    assert asset_urls(tmp_path / "static") == {"js_player_js": first}
+    transport = httpx.ASGITransport(app)
+
+    async def cache_of(url: str) -> str:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            answer = await client.get(url)
+            assert answer.status_code == 200
+            kept: str = answer.headers["cache-control"]
+            return kept
+
+    import anyio
+
+    assert "immutable" in anyio.run(cache_of, first)
+    script.write_text("second version")
+    assert content_hash(script) not in first
+    assert anyio.run(cache_of, first) == "no-cache"
+    assert anyio.run(cache_of, "/static/js/player.js") == "no-cache"
+    assert "immutable" in anyio.run(cache_of, static_url(tmp_path / "static", "js/player.js"))
+    installation.store.close()
+
+
+@pytest.mark.parametrize("missing", ["css", "js", "images"])
+def test_without_its_static_files_the_app_does_not_start(tmp_path: Path, missing: str) -> None:
+    for name in {"css", "js", "images"} - {missing}:
+        (tmp_path / "static" / name).mkdir(parents=True)
+    installation = Installation(tmp_path / "data")
+    with pytest.raises(ConfigError, match=f"^static/{missing}: the folder is missing"):
+        create_app(installation.service, static=tmp_path / "static")
+    installation.store.close()
+    assert STATIC.is_dir()
+
+
+def test_a_port_that_is_taken_is_told_in_one_line() -> None:
+    with listen("127.0.0.1", 0) as listener:
+        listener.listen()
+        port = listener.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"^port: 127\.0\.0\.1:{port} cannot be listened at"):
+            listen("127.0.0.1", port)
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_signal_lets_the_running_job_end_a_second_one_does_not(
+    tmp_path: Path, twice: bool
+) -> None:
+    installation = Installation(tmp_path, pace=Pace(load_s=0.05, prepare_s=0.02, fps=40))
+    supervisor = installation.supervisor
+    server = DrainingServer(
+        installation.application(), supervisor.drain, lambda: not supervisor.is_alive, drain_s=30
+    )
+    listener = listen("127.0.0.1", 0)
+    address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+    supervisor.start()
+    thread.start()
+    wait_until(lambda: server.started, "it listens")
+    with httpx.Client(base_url=address, timeout=30) as client:
+        job = submit(client).json()
+        wait_until(lambda: client.get(f"/api/jobs/{job['id']}").json()["frames"], "frames")
+        server.handle_exit(signal.SIGTERM, None)
+        if twice:
+            server.handle_exit(signal.SIGTERM, None)
+        else:  # everything is still served
+            wait_until(lambda: client.get("/healthz").json()["group"] == "draining", "draining")
+    thread.join(20)
+    assert not thread.is_alive()
+    supervisor.stop()
+    state = installation.store.get(job["id"]).state.value
+    assert state == ("queued" if twice else "done")
+    installation.store.close()
+    listener.close()

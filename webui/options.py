@@ -1,0 +1,101 @@
+"""The options of the application, and who may reach it with them."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from liveavatar.errors import ConfigError
+from webui.auth import Accounts, read_accounts
+
+AUTH_VARIABLE = "LIVEAVATAR_AUTH"
+
+
+class _OneLineParser(argparse.ArgumentParser):
+    """A parser that refuses in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; --help lists the options")
+
+
+def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line; ConfigError for what is not understood or not safe."""
+    options = _build_parser().parse_args(arguments)
+    if not 0 <= options.port <= 65535:
+        raise ConfigError(f"port: expected 0 to 65535, got {options.port}")
+    return options
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = _OneLineParser(
+        prog="app.py",
+        description="Upload a portrait and a speech, watch it talk while it is made.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--model", default="demo", help="checkpoint folder, or demo: the small one that is bundled")
+    add("--lora", type=Path, help="adapter file or folder")
+    add("--host", default="127.0.0.1", help="address to listen at; default only this machine")
+    add("--port", type=int, default=7860, help="default 7860; 0 for any free one")
+    add("--share", action="store_true", help="a public link through Gradio's tunnel")
+    add("--share-server", metavar="HOST:PORT", help="tunnel server of your own, with --share")
+    add("--auth", metavar="USER:PASSWORD", help=f"ask to log in; better: --auth-file, or "
+        f"the variable {AUTH_VARIABLE}")  # fmt: skip
+    add("--auth-file", type=Path, help="file with a line USER:PASSWORD for each who may log in")
+    add("--allow-open", action="store_true", help="let everybody in who can reach --host or a link")
+    add("--allow-host", action="append", default=[], metavar="NAME",
+        help="name under which a proxy asks for this server")  # fmt: skip
+    add("--behind-proxy", action="store_true", help="believe X-Forwarded-* headers of a proxy")
+    add("--data-dir", type=Path, default=Path("data"), help="where jobs are kept; default data")
+    add("--database", metavar="URL", help="job database; default SQLite in --data-dir")
+    add("--config", type=Path, metavar="FILE", help="TOML file: tiers, limits, features")
+    add("--test-picture", action="store_true", help="a moving test picture in place of a model")
+    return parser
+
+
+def accounts_of(
+    options: argparse.Namespace, key: bytes, environment: Mapping[str, str] = os.environ
+) -> Accounts | None:
+    """Who may log in; None when everybody is let in.
+
+    Raises:
+        ConfigError: the accounts cannot be read; or others than this machine reach the server,
+            nobody has to log in, and that was not asked for in so many words.
+    """
+    given = [
+        (options.auth, "auth"),
+        (_text_of(options.auth_file), "auth_file"),
+        (environment.get(AUTH_VARIABLE), AUTH_VARIABLE),
+    ]
+    stated = [(text, source) for text, source in given if text is not None]
+    if len(stated) > 1:
+        raise ConfigError(f"auth: expected once, got {' and '.join(name for _, name in stated)}")
+    if stated:
+        return read_accounts(*stated[0], key)
+    if not options.allow_open and (options.share or not _is_local(options.host)):
+        reach = "--share" if options.share else f"--host {options.host}"
+        raise ConfigError(
+            f"auth: {reach} lets others in; add --auth-file FILE so that they log in, or "
+            "--allow-open if everybody may use this server"
+        )
+    return None
+
+
+def _text_of(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"auth_file: '{path}' cannot be read: {error}") from None
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

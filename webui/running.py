@@ -1,0 +1,88 @@
+"""Listening, and ending well: jobs at hand are finished before the pages go away."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from liveavatar.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+_CLOSE_CONNECTIONS_S = 2
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Take a port; ConfigError when it cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            f"port: {host}:{port} cannot be listened at: {str(error.strerror).lower()}; choose "
+            "another with --port"
+        ) from None
+    return listener
+
+
+class DrainingServer(uvicorn.Server):
+    """A server that ends in two steps.
+
+    At the first signal `begin_drain` is called and everything is still served until `is_drained`,
+    for `drain_s` seconds at most; at the second signal it ends at once.
+
+    Args:
+        app: what to serve.
+        begin_drain: lets nothing new begin; returns at once.
+        is_drained: whether all that had begun is done.
+        drain_s: how long that may take, seconds.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        begin_drain: Callable[[], None],
+        is_drained: Callable[[], bool],
+        drain_s: float,
+    ) -> None:
+        # Our own guard decides about the headers of proxies; access logs would hold share links.
+        config = uvicorn.Config(
+            app,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            log_level="warning",
+            timeout_graceful_shutdown=_CLOSE_CONNECTIONS_S,
+        )
+        super().__init__(config)
+        self._begin_drain = begin_drain
+        self._is_drained = is_drained
+        self._drain_s = drain_s
+        self._draining = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Take a signal to end; called between two instructions of the main thread."""
+        del frame
+        if self._draining:
+            self.should_exit = self.force_exit = True
+            return
+        self._draining = True
+        logger.info("signal %d: finishing what has begun; once more to end at once", sig)
+        threading.Thread(target=self._drain, name="drain", daemon=True).start()
+
+    def _drain(self) -> None:
+        self._begin_drain()
+        deadline = time.monotonic() + self._drain_s
+        while not self._is_drained() and time.monotonic() < deadline and not self.should_exit:
+            time.sleep(0.05)
+        self.should_exit = True
