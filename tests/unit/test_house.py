@@ -33,7 +33,10 @@ HELD = {
 }
 # Development tools that are started, not imported.
 STARTED = {"mypy", "pytest-timeout", "ruff"}
-COMMANDS = ["scripts/run", "scripts/test", "scripts/lint", "scripts/bench", ".ci/run"]
+COMMANDS = [
+    *(f"scripts/{name}" for name in ("run", "generate", "test", "lint", "bench")),
+    ".ci/run",
+]
 COMMANDS += ["run_4gpu_tpp.sh", "guardian.sh", "monitor_gpu.sh"]
 
 
@@ -160,10 +163,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkout of a program that prints its arguments and the version of `tiny`."""
     root = tmp_path_factory.mktemp("house") / "a checkout"
     shutil.copytree(ROOT / "scripts", root / "scripts")
-    (root / "inference").mkdir()
-    (root / "inference/inference_tpp.py").write_text(
-        "import sys, tiny\nprint(tiny.number, *sys.argv[1:], sep='|')\n"
-    )
+    (root / "app.py").write_text("import sys, tiny\nprint(tiny.number, *sys.argv[1:], sep='|')\n")
     write_wheel(root / "wheels", "1.0")
     write_wheel(root / "wheels", "2.0")
     pin_tiny(root, "1.0")
