@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Browser, Page
 
 CHROMIUM = Path("/usr/bin/chromium")
 _ARGUMENTS = [
@@ -85,8 +85,8 @@ def serve(folder: Path) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def open_page(address: str) -> Iterator["Page"]:
-    """Open an address in a fresh headless Chromium."""
+def launch() -> Iterator["Browser"]:
+    """Start a headless Chromium."""
     from playwright.sync_api import (
         sync_playwright,
     )  # where it is missing only its tests are skipped
@@ -94,11 +94,18 @@ def open_page(address: str) -> Iterator["Page"]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=_ARGUMENTS)
         try:
-            page = browser.new_page()
-            page.goto(address)
-            yield page
+            yield browser
         finally:
             browser.close()
+
+
+@contextlib.contextmanager
+def open_page(address: str) -> Iterator["Page"]:
+    """Open an address in a fresh headless Chromium."""
+    with launch() as browser:
+        page = browser.new_page()
+        page.goto(address)
+        yield page
 
 
 @dataclass(frozen=True)

@@ -70,9 +70,9 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def serve(installation: Installation) -> Iterator[str]:
+def serve(installation: Installation, port: int | None = None) -> Iterator[str]:
     """Serve on 127.0.0.1 as long as the context lasts; gives the address."""
-    port = free_port()
+    port = port or free_port()
     config = uvicorn.Config(
         installation.application(), host="127.0.0.1", port=port, log_level="warning"
     )
