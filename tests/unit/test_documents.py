@@ -18,10 +18,10 @@ from liveavatar.doctor.network import CURES
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = ["docs/operating.md", "docs/troubleshooting.md", "CONTRIBUTING.md", "CHANGELOG.md"]
-DOCUMENTS += [name for name in ("README.zh-CN.md",) if (ROOT / name).exists()]
+DOCUMENTS += ["README.zh-CN.md"]
 # Programs of the system, which the reader has.
 OUTSIDE = {"docker", "export", "git", "nvidia-smi", "pip"}
-PROGRAMS = {"scripts/run": ("app.py", "inference/inference_tpp.py")}
+PROGRAMS = {"scripts/run": "app.py", "scripts/generate": "inference/inference_tpp.py"}
 
 
 def shell_lines(text: str) -> Iterator[str]:
@@ -55,11 +55,11 @@ def help_of(program: str) -> str:
 def known_options(words: list[str]) -> str:
     """Text in which the options of a command must be found; fails for a command there is not."""
     first = words[0].removeprefix(".venv/bin/").removeprefix("./")
-    if first == "python":
+    if Path(first).name == "python":
         return help_of(words[2] if words[1] == "-m" else words[1])
     assert os.access(ROOT / first, os.X_OK), first
     if first in PROGRAMS:
-        return "".join(help_of(name) for name in PROGRAMS[first])
+        return help_of(PROGRAMS[first])
     text = (ROOT / first).read_text(encoding="utf-8")
     return text + (help_of("inference/inference_tpp.py") if "run_4gpu" in text else "")
 

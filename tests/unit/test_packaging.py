@@ -149,7 +149,10 @@ def test_the_application_knows_the_options_of_the_container() -> None:
     ).stdout
     entry = json.loads(arguments("ENTRYPOINT")[0])
     assert entry[:4] == ["tini", "--", "python", "app.py"]
-    for word in {word for word in entry[4:] if word.startswith("--")}:
+    words = entry[4:] + json.loads(arguments("CMD")[0])
+    for service in compose()["services"].values():
+        words += service["command"]
+    for word in {word for word in words if word.startswith("--")}:
         assert word in help_text, word
 
 
