@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from liveavatar.model.attention import CrossAttention, KeyValue
+from liveavatar.model.fusing import fused
 
 # An output frame sees 9 video frames: two stride-2 convolutions over one of stride 1, kernel 3
 # each. Five copies of the first frame in front and the first two outputs dropped give the same
@@ -138,6 +139,7 @@ class AudioInjection(nn.Module):
         tokens = self.attention.project_context(audio.local_FKD)
         return InjectedAudio(shift, scale, tokens, frame_tokens)
 
+    @fused
     def forward(self, hidden_LD: Tensor, audio: InjectedAudio) -> Tensor:
         """Add what the tokens of each latent frame hear; (L, D) in and out, same dtype."""
         if audio.frame_tokens is None:

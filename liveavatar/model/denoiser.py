@@ -13,6 +13,7 @@ from torch import Tensor
 
 from liveavatar.config import LATENT_FRAMES_PER_BLOCK
 from liveavatar.model.attention import KeyValue
+from liveavatar.model.attention_backend import fastest_backend, preferring
 from liveavatar.model.audio_injection import BlockAudio, InjectedAudio
 from liveavatar.model.kv_cache import CacheShape, ExactCache, LayerCache
 from liveavatar.model.quantised_cache import QuantisedCache
@@ -117,6 +118,13 @@ class Denoiser:
         shape = grid.cache_shape(
             time.head_SD.shape[0] - 1, window_blocks, transformer.config.zip_frame_buckets
         )
+        self.backend = fastest_backend(
+            self.device,
+            text_LD.dtype,
+            shape.block_tokens,
+            shape.tokens,
+            transformer.config.head_dim,
+        )
         self.caches = _new_caches(transformer, shape, like=text_LD)
         self._frame_tokens = None if tokens is None else grid.frame_tokens_in(tokens)
         self._block_rotations: dict[int, Rotation] = {}
@@ -165,14 +173,15 @@ class Denoiser:
             cache.open(item.step, item.block_index, item.version, reference)
             for cache in self.caches
         )
-        return self.transformer(
-            hidden_LD,
-            item.step,
-            self.constants,
-            self._rotation_of_block(item.block_index),
-            views,
-            self._audio[item.block_index],
-        )
+        with preferring(self.backend):
+            return self.transformer(
+                hidden_LD,
+                item.step,
+                self.constants,
+                self._rotation_of_block(item.block_index),
+                views,
+                self._audio[item.block_index],
+            )
 
     def head(self, hidden_LD: Tensor, step: int) -> Tensor:
         """Velocity (C, F, H, W) of a block.

@@ -81,12 +81,20 @@ class Fp8Linear(nn.Module):
         self.register_buffer("weight", weight.values)
         self.register_buffer("weight_scale", weight.scale)
         self.bias = linear.bias
+        on_gpu = weight.values.is_cuda
+        self.has_units = on_gpu and torch.cuda.get_device_capability() >= FIRST_CAPABILITY
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Multiply (..., in) to (..., out) in bfloat16."""
-        flat = self.rule(tokens.flatten(0, -2))
-        out = _multiply(flat, Quantised(self.weight, self.weight_scale), self.bias)
+        out = self.multiply(self.rule(tokens.flatten(0, -2)))
         return out.unflatten(0, tokens.shape[:-1])
+
+    def multiply(self, tokens: Quantised) -> Tensor:
+        """Multiply quantised tokens (L, in) to (L, out) in bfloat16."""
+        weight = Quantised(self.weight, self.weight_scale)
+        if self.has_units:
+            return _multiply(tokens, weight, self.bias)
+        return _multiply_wide(tokens, weight, self.bias)
 
 
 def quantise_linears(module: nn.Module) -> None:
@@ -99,17 +107,19 @@ def quantise_linears(module: nn.Module) -> None:
 
 
 def _multiply(tokens: Quantised, weight: Quantised, bias: Tensor | None) -> Tensor:
-    if tokens.values.is_cuda and torch.cuda.get_device_capability() >= FIRST_CAPABILITY:
-        return torch._scaled_mm(
-            tokens.values,
-            weight.values.t(),
-            scale_a=tokens.scale,
-            scale_b=weight.scale.t(),
-            bias=None if bias is None else bias.bfloat16(),
-            out_dtype=torch.bfloat16,
-            use_fast_accum=True,
-        )
-    # Where there are no such units, the same numbers in a wider format: slower, as small in memory.
+    return torch._scaled_mm(
+        tokens.values,
+        weight.values.t(),
+        scale_a=tokens.scale,
+        scale_b=weight.scale.t(),
+        bias=None if bias is None else bias.bfloat16(),
+        out_dtype=torch.bfloat16,
+        use_fast_accum=True,
+    )
+
+
+def _multiply_wide(tokens: Quantised, weight: Quantised, bias: Tensor | None) -> Tensor:
+    """The same numbers in a wider format: slower, but as small in memory."""
     wide = torch.bfloat16 if tokens.values.is_cuda else torch.float32
     product = (tokens.values.to(wide) @ weight.values.to(wide).t()).float()
     product = product * tokens.scale * weight.scale.t()

@@ -15,7 +15,7 @@ from typing import Generic, Protocol, TypeVar
 import torch
 
 from liveavatar.model.attention import KeyValue
-from liveavatar.model.rope import Rotation, rotate
+from liveavatar.model.rope import Rotation, rotate, rotate_fused
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ class ExactCache:
             key_KNH[: self.shape.condition_tokens] = condition.key_KNH
             value_KNH[: self.shape.condition_tokens] = condition.value_KNH
         moving = slice(0, self.shape.reference_tokens)
-        key_KNH[moving] = rotate(condition.key_KNH[moving], reference)
+        key_KNH[moving] = rotate_fused(condition.key_KNH[moving], reference)
         slot, valid = self.shape.slot(block_index), self.shape.valid_tokens(block_index)
         return ExactView(
             own=KeyValue(key_KNH[slot], value_KNH[slot]),

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from liveavatar.model.attention import KeyValue
+from liveavatar.model.fusing import fused
 from liveavatar.model.kv_cache import CacheShape, Versions
-from liveavatar.model.rope import Rotation, rotate
+from liveavatar.model.rope import Rotation, rotate, rotate_fused
 
 LARGEST = 127
 SCALE_DTYPE = torch.bfloat16
@@ -44,15 +45,11 @@ class Int8:
         Even the largest value of a vector is off by half a step at most: the scale's own rounding,
         2^-9, moves it by a quarter of one.
         """
-        low, high = torch.aminmax(vectors, dim=-1, keepdim=True)
-        largest = torch.maximum(high, -low).float()
-        self.scale.copy_((largest / LARGEST).clamp(min=_SMALLEST_SCALE))
-        # A bfloat16 scale keeps float32's range, so the division is safe.
-        self.values.copy_((vectors / self.scale.float()).round_().clamp_(-LARGEST, LARGEST))
+        _round_into(vectors, self.values, self.scale)
 
     def restore(self, out: Tensor) -> None:
         """Write the vectors back into `out`, float of any kind and the same shape."""
-        torch.mul(self.values, self.scale.float(), out=out)
+        _restore_into(out, self.values, self.scale)
 
 
 @dataclass(frozen=True)
@@ -122,7 +119,7 @@ class QuantisedCache:
         shape = self.shape
         self._versions.use(step, version).restore(self._buffer(slice(0, shape.condition_tokens)))
         moving = self.workspace.key_KNH[: shape.reference_tokens]
-        moving.copy_(rotate(moving, reference))
+        moving.copy_(rotate_fused(moving, reference))
         ring, start = self.ring[step], shape.condition_tokens
         for part in self._earlier(block_index):
             ring[part].restore(self._buffer(slice(start + part.start, start + part.stop)))
@@ -155,3 +152,17 @@ class QuantisedCache:
             for _ in range(2)
         )
         return Int8KeyValue(key, value)
+
+
+@fused
+def _round_into(vectors: Tensor, values: Tensor, scale: Tensor) -> None:
+    low, high = torch.aminmax(vectors, dim=-1, keepdim=True)
+    largest = torch.maximum(high, -low).float()
+    scale.copy_((largest / LARGEST).clamp(min=_SMALLEST_SCALE))
+    # A bfloat16 scale keeps float32's range, so the division is safe.
+    values.copy_((vectors / scale.float()).round_().clamp_(-LARGEST, LARGEST))
+
+
+@fused
+def _restore_into(out: Tensor, values: Tensor, scale: Tensor) -> None:
+    torch.mul(values, scale.float(), out=out)

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from liveavatar.model.fusing import fused
+
 THETA = 10000.0
 PREFILL_REFERENCE_FRAME = 30
 
@@ -118,9 +120,7 @@ def rotation_at(
         angles.append((np.outer(values, frequency), index.reshape(-1)))
     cos = np.concatenate([_rounded(np.cos(angle))[index] for angle, index in angles], axis=1)
     sin = np.concatenate([_rounded(np.sin(angle))[index] for angle, index in angles], axis=1)
-    return Rotation(
-        torch.from_numpy(cos).to(device).float(), torch.from_numpy(sin).to(device).float()
-    )
+    return Rotation(_moved(cos, device), _moved(sin, device))
 
 
 def rotate(heads_LNH: Tensor, rotation: Rotation) -> Tensor:
@@ -139,6 +139,17 @@ def rotate(heads_LNH: Tensor, rotation: Rotation) -> Tensor:
         (even_LNR * cos_L1R - odd_LNR * sin_L1R, even_LNR * sin_L1R + odd_LNR * cos_L1R), dim=-1
     )
     return turned.flatten(-2).to(heads_LNH.dtype)
+
+
+rotate_fused = fused(rotate)
+
+
+def _moved(table: np.ndarray, device: torch.device | str) -> Tensor:
+    """Copy a table to `device` as float32; the host does not wait for a GPU to be done."""
+    host = torch.from_numpy(table)
+    if torch.device(device).type != "cuda":
+        return host.to(device).float()
+    return host.pin_memory().to(device, non_blocking=True).float()
 
 
 def _rounded(values: np.ndarray) -> np.ndarray:

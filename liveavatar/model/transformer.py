@@ -30,6 +30,7 @@ from liveavatar.model.audio_injection import (
     BlockAudio,
     InjectedAudio,
 )
+from liveavatar.model.fusing import fused
 from liveavatar.model.kv_cache import CacheView
 from liveavatar.model.motion import FramePacker, PatchEmbedding, unpatch
 from liveavatar.model.rope import Rotation, rotate
@@ -137,10 +138,9 @@ class Layer(nn.Module):
         Returns:
             (L, D), dtype of `hidden_LD`.
         """
-        query_LNH, own = self._project(hidden_LD, modulation_6D, rotation)
-        window = cache.write(KeyValue(rotate(own.key_KNH, rotation), own.value_KNH))
-        attended_LD = attend(query_LNH, window)
-        hidden_LD = self._finish(hidden_LD, attended_LD, modulation_6D, text)
+        query_LNH, own = self._rotated(hidden_LD, modulation_6D, rotation)
+        attended_LD = attend(query_LNH, cache.write(own))
+        hidden_LD = self._finish_fused(hidden_LD, attended_LD, modulation_6D, text)
         if self.audio is None or audio is None:
             return hidden_LD
         return self.audio(hidden_LD, audio)
@@ -157,6 +157,13 @@ class Layer(nn.Module):
         rotated = KeyValue(rotate(own.key_KNH, rotation), own.value_KNH)
         attended_CD = attend(query_CNH, rotated)
         return self._finish(hidden_CD, attended_CD, modulation_6D, text), own
+
+    @fused
+    def _rotated(
+        self, hidden_LD: Tensor, modulation_6D: Tensor, rotation: Rotation
+    ) -> tuple[Tensor, KeyValue]:
+        query_LNH, own = self._project(hidden_LD, modulation_6D, rotation)
+        return query_LNH, KeyValue(rotate(own.key_KNH, rotation), own.value_KNH)
 
     def _project(
         self, hidden_LD: Tensor, modulation_6D: Tensor, rotation: Rotation
@@ -176,6 +183,9 @@ class Layer(nn.Module):
         modulated = _modulate(wide_LD, shift2, scale2, self.eps).to(dtype)
         inner = F.gelu(self.ffn_in(modulated), approximate="tanh")
         return (wide_LD + self.ffn_out(inner) * gate2).to(dtype)
+
+    # The condition is run twice in a video: compiling for its size as well does not pay.
+    _finish_fused = fused(_finish)
 
 
 class Head(nn.Module):

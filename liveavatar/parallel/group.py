@@ -47,6 +47,10 @@ class Group:
         self.rank = self.ranks.index(rank)
         self.handle = handle
         self._through_host = handle is not None and dist.get_backend(handle) == "gloo"
+        if self.size > 1 and torch.cuda.is_available():
+            # Layers are compiled on GPUs, see `model/fusing.py`; collectives stay outside.
+            for name in ("sum", "gather", "exchange"):
+                setattr(self, name, torch.compiler.disable(getattr(self, name)))
 
     @property
     def size(self) -> int:

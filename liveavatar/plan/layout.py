@@ -230,6 +230,18 @@ def plan_layout(
     return LayoutPlan(size_hw, machine, stages, chosen, fits, jobs_at_once, reasons)
 
 
+def estimate_layout(
+    network: Network,
+    size_hw: tuple[int, int],
+    sampling: SamplingConfig,
+    machine: Machine,
+    precision: Precision,
+) -> Estimate:
+    """Memory of a worker group in a given precision, whether it fits or not; see `plan_layout`."""
+    stages = split_stages(network.transformer, size_hw, sampling, machine.num_stages)
+    return _estimate(_Question(network, size_hw, sampling, machine, stages), precision)
+
+
 def _estimate(question: _Question, precision: Precision, num_jobs: int = 1) -> Estimate:
     ranks = [_stage_memory(question, layers, precision, num_jobs) for layers in question.stages]
     ranks.append(_media_memory(question, precision, num_jobs))

@@ -1,0 +1,339 @@
+"""How long does one denoise forward of the transformer take, and how near is it to the bound?
+
+    python -m benchmarks.dit_step --precision bfloat16,fp8+8-bit --size 688*368,384*256
+    python -m benchmarks.dit_step --shape tiny --size 64*64 --device cpu
+
+A forward is a block at one denoise step through all layers, speech included, with a full ring:
+embedding, layers, head. Weights and inputs are random, at the shape of the 14B model unless said.
+Sizes are taken literally. The bound adds up what the matrix products, attention and, with 8-bit
+caches, bringing back the windows would take at the rates measured in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.ceilings import Ceilings, measure_ceilings
+from benchmarks.environment import describe_environment
+from liveavatar.config import SamplingConfig, TransformerConfig
+from liveavatar.errors import ConfigError, LiveAvatarError
+from liveavatar.model.audio_injection import BlockAudio
+from liveavatar.model.checkpoint import Placement
+from liveavatar.model.denoiser import Denoiser, Item, TokenGrid
+from liveavatar.model.fp8 import quantise_linears
+from liveavatar.model.transformer import Layer, TimeTable, Transformer
+from liveavatar.plan import transformer_memory as stage
+from liveavatar.plan.layout import GIB, Machine, estimate_layout
+from liveavatar.plan.precision import Precision
+from liveavatar.plan.shapes import Network
+from liveavatar.random_checkpoint import TINY
+from liveavatar.request import parse_size
+
+SHAPES = {"14b": TransformerConfig(), "tiny": TINY}
+PIXELS_PER_LATENT = 8
+TFLOP = 1e12
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One measurement.
+
+    Attributes:
+        config: shape of the transformer.
+        size_hw: height and width in pixels.
+        sampling: denoise steps and window.
+        precision: of weights, keys and values.
+        device: where.
+        compiled: whether work between matrix products is fused.
+        forwards: timed ones.
+    """
+
+    config: TransformerConfig
+    size_hw: tuple[int, int]
+    sampling: SamplingConfig
+    precision: Precision
+    device: torch.device
+    compiled: bool
+    forwards: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of activations."""
+        return Placement.planned(self.device, self.precision).dtype
+
+
+def random_transformer(config: TransformerConfig, where: Placement) -> Transformer:
+    """Build a transformer with random weights on the device, quantised layer by layer."""
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        transformer = Transformer(config, None, where.dtype, quantised_cache=where.quantised_cache)
+    for _, part in transformer.parts():
+        part.to_empty(device=where.device)
+        for name, parameter in part.named_parameters():
+            wide = parameter.shape[-1] ** 0.5 if parameter.ndim > 1 else 10.0
+            parameter.data.normal_().div_(wide)
+            if "norm" in name and name.endswith("weight"):
+                parameter.data.add_(1.0)
+        if where.quantised_weights and isinstance(part, Layer):
+            quantise_linears(part)
+    return transformer.requires_grad_(False).eval()
+
+
+class Forwards:
+    """A job whose blocks are run one denoise step at a time, with random inputs.
+
+    Args:
+        transformer: all layers.
+        setting: what is measured.
+    """
+
+    def __init__(self, transformer: Transformer, setting: Setting) -> None:
+        config, device, steps = setting.config, setting.device, setting.sampling.num_steps
+        self.transformer = transformer
+        self.num_steps = steps
+        self.dtype = setting.dtype
+        height, width = (side // PIXELS_PER_LATENT for side in setting.size_hw)
+        self.latent_CFHW = torch.randn(config.in_dim, 3, height, width, device=device).to(
+            self.dtype
+        )
+        grid = TokenGrid.of_latent(self.latent_CFHW)
+        time_table = TimeTable(
+            torch.randn(steps + 1, config.dim, device=device),
+            torch.randn(steps + 1, 6, config.dim, device=device) / 10,
+        )
+        text_LD = torch.randn(config.text_len, config.dim, device=device).to(self.dtype)
+        self.denoiser = Denoiser(
+            transformer, time_table, text_LD, grid, setting.sampling.window_blocks
+        )
+        motion_CFHW = torch.randn(config.in_dim, 19, height, width, device=device).to(self.dtype)
+        condition_CD = transformer.embed_condition(self.latent_CFHW[:, :1], motion_CFHW)
+        for version in range(2):
+            self.denoiser.prefill(condition_CD, version)
+        self.audio = BlockAudio(
+            torch.randn(3, config.num_audio_token + 1, config.dim, device=device),
+            torch.randn(3, config.dim, device=device),
+        )
+
+    def hear(self, block: int) -> None:
+        """Take a block's speech, and forget the block before."""
+        self.denoiser.finish_block(block - 1)
+        self.denoiser.hear(block, self.audio)
+
+    def run(self, block: int, step: int) -> Tensor:
+        """One denoise forward: latent in, velocity out."""
+        hidden_LD = self.transformer.embed_block(self.latent_CFHW)
+        hidden_LD = self.denoiser.forward(hidden_LD, Item(block, step, 1, 12))
+        return self.denoiser.head(hidden_LD, step)
+
+
+def timed(device: torch.device, run: Callable[[], object]) -> float:
+    """Milliseconds of a call, by the device's clock where it has one."""
+    if device.type != "cuda":
+        started = time.perf_counter()
+        run()
+        return 1000 * (time.perf_counter() - started)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    start.record()
+    run()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end))
+
+
+@contextlib.contextmanager
+def _compiling(*, allowed: bool) -> Iterator[None]:
+    if allowed:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@torch.no_grad()
+def measure(setting: Setting, transformer: Transformer, ceilings: Ceilings) -> dict[str, Any]:
+    """Fill the rings, then time forwards of further blocks."""
+    on_gpu = setting.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    with _compiling(allowed=setting.compiled):
+        forwards = Forwards(transformer, setting)
+        started = time.perf_counter()
+        window, steps = setting.sampling.window_blocks, setting.sampling.num_steps
+        for block in range(window + 1):
+            forwards.hear(block)
+            for step in range(steps):
+                velocity = forwards.run(block, step)
+        finite = bool(velocity.isfinite().all())
+        warm_up_s = time.perf_counter() - started
+        times: list[float] = []
+        held: set[int] = set()
+        block = window
+        while len(times) < setting.forwards:
+            block += 1
+            forwards.hear(block)
+            for step in range(steps):
+                times.append(timed(setting.device, partial(forwards.run, block, step)))
+            if on_gpu:
+                held.add(torch.cuda.memory_allocated())
+    return {
+        "size": f"{setting.size_hw[1]}*{setting.size_hw[0]}",
+        "tokens": forwards.denoiser.grid.block_tokens,
+        "precision": str(setting.precision),
+        "compiled": setting.compiled,
+        "steps": steps,
+        "backend": forwards.denoiser.backend,
+        "warm_up_s": round(warm_up_s, 1),
+        "finite": finite,
+        **_speed(setting, times, ceilings),
+        **(_memory(setting, held) if on_gpu else {}),
+    }
+
+
+def _speed(setting: Setting, times: Sequence[float], ceilings: Ceilings) -> dict[str, Any]:
+    median = statistics.median(times)
+    products, attention, restored = work(setting)
+    fp8 = setting.precision.quantises_weights
+    rate = ceilings.fp8_flops if fp8 and ceilings.fp8_flops else ceilings.product_flops
+    bound_s = products / rate + attention / ceilings.attention_flops
+    bound_s += restored / ceilings.copy_bytes
+    return {
+        "forwards": len(times),
+        "median_ms": round(median, 2),
+        "p95_ms": round(sorted(times)[int(0.95 * (len(times) - 1))], 2),
+        "tflop": round((products + attention) / TFLOP, 2),
+        "tflop_per_s": round((products + attention) / TFLOP / median * 1000, 1),
+        "bound_ms": round(1000 * bound_s, 1),
+        "share_of_bound": round(1000 * bound_s / median, 3),
+    }
+
+
+def work(setting: Setting) -> tuple[float, float, float]:
+    """Operations of a forward in matrix products and in attention, and bytes that 8 bits move."""
+    config, dim = setting.config, setting.config.dim
+    tokens = stage.count_tokens(config, setting.size_hw, setting.sampling)
+    keys = tokens.condition + tokens.ring
+    products = config.num_layers * (6 * dim * dim + 2 * dim * config.ffn_dim)
+    products += len(config.audio_inject_layers) * 2 * dim * dim
+    attention = config.num_layers * 4 * dim * (keys + config.text_len)
+    restored = 0.0
+    if setting.precision.quantises_cache:
+        restored = config.num_layers * 2 * dim * keys * (1 + setting.precision.value_bytes)
+    return 2.0 * tokens.block * products, float(tokens.block * attention), restored
+
+
+def _memory(setting: Setting, held: set[int]) -> dict[str, Any]:
+    """Peak against what the planner says of a stage with all layers."""
+    network = Network(transformer=setting.config)
+    sampling = replace(setting.sampling, num_clip=2)
+    machine = Machine(2, 2**40)
+    planned = estimate_layout(network, setting.size_hw, sampling, machine, setting.precision)
+    rank = planned.ranks[0]
+    free, total = torch.cuda.mem_get_info()
+    peak = torch.cuda.max_memory_allocated()
+    return {
+        "peak_gib": round(peak / GIB, 3),
+        "planned_gib": round((rank.total - rank.context) / GIB, 3),
+        "peak_over_planned": round(peak / (rank.total - rank.context), 4),
+        "reserved_gib": round(torch.cuda.max_memory_reserved() / GIB, 3),
+        "beside_torch_gib": round((total - free - torch.cuda.memory_reserved()) / GIB, 3),
+        "held_varies_bytes": max(held) - min(held),
+    }
+
+
+def parse_precision(name: str) -> Precision:
+    """Read "bfloat16", "fp8+8-bit" and so on; ConfigError for others."""
+    weights, _, cache = name.partition("+")
+    exact = "float32" if weights == "float32" else "bfloat16"
+    if weights not in ("float32", "bfloat16", "fp8") or cache not in ("", "8-bit"):
+        raise ConfigError(
+            f"precision: expected float32, bfloat16 or fp8, with +8-bit for the cache, got {name}"
+        )
+    return Precision(weights, cache or exact)
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.dit_step", description=__doc__)
+    add = parser.add_argument
+    add("--shape", choices=sorted(SHAPES), default="14b")
+    add("--layers", type=int, help="only so many layers, all by default")
+    add("--size", default="688*368", metavar="W*H,...", help="pixels, taken literally")
+    add("--precision", default="bfloat16", metavar="P,...", help="such as bfloat16,fp8+8-bit")
+    add("--infer_frames", type=int, default=48)
+    add("--sample_steps", type=int, default=4, help="rings that are held; each forward is one step")
+    add("--compile", action=argparse.BooleanOptionalAction, default=True)
+    add("--forwards", type=int, default=20)
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--json", action="store_true", help="print one JSON object per measurement")
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Measure every precision at every size; weights are made once per precision."""
+    config = SHAPES[options.shape]
+    if options.layers is not None:
+        kept = tuple(i for i in config.audio_inject_layers if i < options.layers)
+        config = replace(config, num_layers=options.layers, audio_inject_layers=kept)
+    sampling = SamplingConfig(num_steps=options.sample_steps, infer_frames=options.infer_frames)
+    device = torch.device(options.device)
+    sizes = [parse_size(size) for size in options.size.split(",")]
+    for precision in map(parse_precision, options.precision.split(",")):
+        transformer = random_transformer(config, Placement.planned(device, precision))
+        for size in sizes:
+            size_hw = (size.height, size.width)
+            setting = Setting(
+                config, size_hw, sampling, precision, device, options.compile, options.forwards
+            )
+            tokens = stage.count_tokens(config, size_hw, sampling)
+            ceilings = measure_ceilings(config, tokens, device)
+            yield {
+                "benchmark": "dit_step",
+                "environment": describe_environment(device),
+                "layers": config.num_layers,
+                "ceilings": ceilings.described(),
+                **measure(setting, transformer, ceilings),
+            }
+        del transformer
+
+
+def one_line(report: dict[str, Any]) -> str:
+    """Say a result in words."""
+    line = (
+        f"dit_step {report['size']} {report['precision']}, {report['layers']} layers, "
+        f"{'compiled' if report['compiled'] else 'eager'}, {report['environment']['device']}: "
+        f"{report['median_ms']} ms (p95 {report['p95_ms']}), {report['tflop_per_s']} TFLOP/s, "
+        f"bound {report['bound_ms']} ms, {100 * report['share_of_bound']:.0f} % of it reached"
+    )
+    if "peak_gib" in report:
+        line += f"; peak {report['peak_gib']} GiB of {report['planned_gib']} planned"
+    return line
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line; returns the exit status."""
+    options = parse_arguments(arguments)
+    try:
+        for report in run(options):
+            sys.stdout.write((json.dumps(report) if options.json else one_line(report)) + "\n")
+            sys.stdout.flush()
+    except LiveAvatarError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

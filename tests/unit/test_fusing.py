@@ -1,0 +1,23 @@
+"""What is fused runs as written where compiling does not pay, and keeps its name."""
+
+import torch
+from torch import Tensor
+
+from liveavatar.model.fusing import LEAST_VALUES, fused
+
+
+@fused
+def doubled(scale: float, tensor: Tensor) -> Tensor:
+    """Say what it does."""
+    return tensor * scale
+
+
+def test_on_the_cpu_a_function_runs_as_written_and_passes_gradients() -> None:
+    tensor = torch.ones(LEAST_VALUES, requires_grad=True)
+    result = doubled(2.0, tensor)
+    assert type(result.grad_fn).__name__ == "MulBackward0"
+    assert float(result.detach()[0]) == 2.0
+
+
+def test_a_fused_function_is_called_what_it_is() -> None:
+    assert (doubled.__name__, doubled.__doc__) == ("doubled", "Say what it does.")
