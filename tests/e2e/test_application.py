@@ -1,0 +1,120 @@
+"""The application as it is started: killed and started again, ended well, refused in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.unit.mp4_material import decode_video
+from tests.web.live_server import ROOT, free_port, submit, wait_for_state, wait_until
+
+pytestmark = pytest.mark.timeout(180)
+
+
+@contextlib.contextmanager
+def application(data: Path, *options: str) -> Iterator[tuple[httpx.Client, subprocess.Popen[str]]]:
+    port = free_port()
+    command = [sys.executable, ROOT / "app.py", "--port", str(port), "--data-dir", data, *options]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=data.parent
+    )
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+            wait_until(lambda: answers(client, process), "the pages are up", timeout_s=90)
+            yield client, process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=30)
+
+
+def answers(client: httpx.Client, process: subprocess.Popen[str]) -> bool:
+    assert process.poll() is None, process.communicate()[1]
+    with contextlib.suppress(httpx.TransportError):
+        return client.get("/healthz").status_code == 200
+    return False
+
+
+def members_of(group: int) -> list[int]:
+    """Processes of a session that still live."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            if int(fields[2]) == group and fields[0] != "Z":
+                found.append(int(folder.name))
+    return found
+
+
+def is_ready(client: httpx.Client) -> bool:
+    state: str = client.get("/api/group").json()["state"]
+    return state == "ready"
+
+
+def test_the_server_is_killed_in_the_middle_of_a_job_and_another_one_finishes_it(
+    tmp_path: Path,
+) -> None:
+    data = tmp_path / "data"
+    with application(data, "--test-picture") as (client, process):
+        config = client.get("/api/config").json()
+        assert config["model"]["name"] == "test picture"
+        assert all(tier["fits"] for tier in config["tiers"])
+        job = submit(client, tier="fast", num_clip=3).json()
+        assert job["state"] == "queued"
+        wait_until(lambda: is_ready(client), "ready by itself", 90)
+        wait_until(lambda: client.get(f"/api/jobs/{job['id']}").json()["frames"], "frames", 30)
+        cookies = dict(client.cookies)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait(10)
+        wait_until(lambda: not members_of(process.pid), "nothing outlives the server", 30)
+    with application(data, "--test-picture") as (client, process):
+        client.cookies.update(cookies)
+        (again,) = client.get("/api/jobs").json()
+        assert (again["id"], again["state"] in ("queued", "running")) == (job["id"], True)
+        wait_until(lambda: is_ready(client), "ready by itself", 90)
+        done = wait_for_state(client, job["id"], "done")
+        assert (done["attempt"], done["frames"]) == (2, done["total_frames"])
+        (tmp_path / "video.mp4").write_bytes(client.get(done["video_url"]).content)
+        assert len(decode_video(tmp_path / "video.mp4")) == done["total_frames"]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+        wait_until(lambda: not members_of(process.pid), "nothing is left", 10)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--host", "0.0.0.0"], "auth: --host 0.0.0.0 lets others in"),
+        (["--model", "nowhere"], "model: there is no checkpoint in 'nowhere'"),
+        (["--config", "none.toml"], "config 'none.toml': expected a readable TOML file"),
+        (["--nonsense"], "unrecognized arguments: --nonsense; --help lists the options"),
+        (["--test-picture", "--share", "--allow-open"], "share: the tunnel program is missing"),
+        (["--database", "nonsense", "--test-picture"], "database: expected a URL"),
+    ],
+)
+def test_what_cannot_be_served_ends_in_one_line(
+    tmp_path: Path, options: list[str], message: str
+) -> None:
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, ROOT / "app.py", "--port", "0", "--data-dir", tmp_path / "d", *options],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert message in last
+    assert "Traceback" not in done.stderr
+    assert time.monotonic() - began < 60
