@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import resource
 import time
 from dataclasses import dataclass
 from typing import NoReturn
@@ -16,7 +17,7 @@ from liveavatar.conditioning import Conditions, Encoders, encode_conditions
 from liveavatar.engine.group import WorkerGroup
 from liveavatar.engine.messages import Finished, Refused, RenderJob
 from liveavatar.engine.messages import Progress as Progressed
-from liveavatar.errors import MediaError
+from liveavatar.errors import MediaError, MemoryShortError
 from liveavatar.host_memory import release_freed_memory
 from liveavatar.media.soundtrack import open_soundtrack
 from liveavatar.media.spoken_video import SpokenVideo
@@ -91,7 +92,18 @@ class Progress:
 
 
 def render_here(job: VideoJob, started: float) -> Progress:
-    """Render in this process, block by block, until done or stopped."""
+    """Render in this process, block by block, until done or stopped.
+
+    Raises:
+        MemoryShortError: the GPU is too small.
+    """
+    try:
+        return _render_here(job, started)
+    except torch.OutOfMemoryError as error:
+        raise MemoryShortError("out of GPU memory; use a smaller size or more ranks") from error
+
+
+def _render_here(job: VideoJob, started: float) -> Progress:
     on_gpu = torch.cuda.is_available()
     loaded = load(
         job,
@@ -127,10 +139,22 @@ def render_here(job: VideoJob, started: float) -> Progress:
     return progress
 
 
+def peak_memory(*, alone: bool) -> str:
+    """Peak memory of this process, or of the largest rank of a group, which has ended by now."""
+    if not alone:
+        ranks_mib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+        return f"{ranks_mib:.0f} MiB host in the largest rank"
+    host_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if not torch.cuda.is_available():
+        return f"{host_mib:.0f} MiB"
+    return f"{host_mib:.0f} MiB host, {torch.cuda.max_memory_allocated() / 2**20:.0f} MiB GPU"
+
+
 def render_in_group(job: VideoJob, started: float) -> Progress:
     """Render in a worker group of this command's own: pipeline stages and a media rank."""
+    assert job.group is not None
     progress = Progress()
-    with WorkerGroup(job.group_spec()) as group, _progress_bar(job) as bar, StopRequest() as stop:
+    with WorkerGroup(job.group) as group, _progress_bar(job) as bar, StopRequest() as stop:
         group.wait_until_ready()
         group.submit(_render_job(job))
         while True:

@@ -4,38 +4,30 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from liveavatar.config import (
-    ParallelConfig,
-    SamplingConfig,
-    check_visible_devices,
-    launched_ranks,
-)
-from liveavatar.engine.layout import Video, choose_layout, narrowed
-from liveavatar.engine.machine import detect_machine
+from inference.options import Settings
+from liveavatar.config import SamplingConfig
+from liveavatar.engine.layout import Video, choose_layout
 from liveavatar.engine.messages import GroupSpec
-from liveavatar.errors import ConfigError, EngineError
+from liveavatar.errors import EngineError
 from liveavatar.host_memory import release_freed_memory
 from liveavatar.media.ingest import Inputs, ingest
 from liveavatar.media.notes import Note
 from liveavatar.media.portrait import UInt8Array, crop_to_size, fit_size
 from liveavatar.media.sound_mix import Mix
 from liveavatar.model.checkpoint import Checkpoint, open_checkpoint
-from liveavatar.plan.layout import Machine
-from liveavatar.request import SizeOption, parse_size
+from liveavatar.request import SizeOption
 from liveavatar.timeline import Timeline, make_timeline
-
-ANY_NUMBER_OF_CLIPS = 100_000
 
 
 @dataclass
 class VideoJob:
     """Everything that is settled before a weight is read.
 
-    `inputs` is None once the conditions are made of them: an hour of speech is not kept.
+    `inputs` is None once the conditions are made of them: an hour of speech is not kept. `group` is
+    the worker group that makes the video; None where this process does it alone.
     """
 
     options: argparse.Namespace
@@ -46,7 +38,7 @@ class VideoJob:
     timeline: Timeline
     portrait_HWC: UInt8Array
     checkpoint: Checkpoint
-    machine: Machine
+    group: GroupSpec | None
 
     @property
     def live_path(self) -> Path:
@@ -56,16 +48,8 @@ class VideoJob:
 
     @property
     def alone(self) -> bool:
-        """Whether this process does all of it, without a worker group."""
-        return self.options.num_gpus_dit == 1 and not self.options.enable_vae_parallel
-
-    def group_spec(self) -> GroupSpec:
-        """The worker group that makes it; ConfigError when it does not fit the machine."""
-        frames, clip = self.timeline.num_frames, self.sampling.infer_frames
-        sampling = replace(self.sampling, num_clip=math.ceil(frames / clip))
-        video = Video((self.portrait_HWC.shape[0], self.portrait_HWC.shape[1]), sampling)
-        adapter = self.options.lora_path_dmd
-        return choose_layout(self.options.ckpt_dir, adapter, [video], self.machine)
+        """Whether this process does all of it."""
+        return self.group is None
 
     def take_inputs(self) -> Inputs:
         """Hand over the inputs; they are not kept here."""
@@ -75,25 +59,13 @@ class VideoJob:
         return inputs
 
 
-def prepare(options: argparse.Namespace) -> VideoJob:
-    """Check options and inputs and open the checkpoint; reads no weights and writes nothing.
+def prepare(settings: Settings) -> VideoJob:
+    """Read the inputs and open the checkpoint; reads no weights and writes nothing.
 
     Raises:
         LiveAvatarError: the first thing that cannot be used.
     """
-    size = parse_size(options.size)
-    width = options.num_gpus_dit if options.ulysses_size is None else options.ulysses_size
-    parallel = ParallelConfig(options.num_gpus_dit, width)
-    check_visible_devices()
-    machine = _machine(parallel, options)
-    sampling = SamplingConfig(
-        num_steps=options.sample_steps,
-        infer_frames=options.infer_frames,
-        num_clip=ANY_NUMBER_OF_CLIPS if options.num_clip is None else options.num_clip,
-        seed=options.base_seed,
-        online_decode=options.enable_online_decode,
-    )
-    _check_output(options.save_file)
+    options, sampling = settings.options, settings.sampling
     checkpoint = open_checkpoint(options.ckpt_dir, options.lora_path_dmd)
     inputs = ingest(
         options.image,
@@ -103,7 +75,7 @@ def prepare(options: argparse.Namespace) -> VideoJob:
         infer_frames=sampling.infer_frames,
     )
     timeline = make_timeline(sampling, len(inputs.speech.samples))
-    portrait = _fit(inputs.portrait.rgb, size)
+    portrait = _fit(inputs.portrait.rgb, settings.size)
     release_freed_memory()  # what decoding a long recording took
     return VideoJob(
         options=options,
@@ -114,26 +86,18 @@ def prepare(options: argparse.Namespace) -> VideoJob:
         timeline=timeline,
         portrait_HWC=portrait,
         checkpoint=checkpoint,
-        machine=machine,
+        group=_group(settings, timeline, (portrait.shape[0], portrait.shape[1])),
     )
 
 
-def _machine(parallel: ParallelConfig, options: argparse.Namespace) -> Machine:
-    """The part of this machine that the ranks take; ConfigError when there are too many."""
-    if launched_ranks() > 1:
-        raise ConfigError("torchrun: this command starts its own ranks; run it without torchrun")
-    if not options.tpp_mode and parallel.num_gpus_dit > 1:
-        raise ConfigError("tpp_mode: expected True with several ranks; False runs on one only")
-    return narrowed(detect_machine(), parallel.num_gpus_dit, own_media=options.enable_vae_parallel)
-
-
-def _check_output(path: Path) -> None:
-    if path.suffix.lower() != ".mp4":
-        raise ConfigError(f"save_file: expected a name that ends in .mp4, got '{path.name}'")
-    if path.is_dir():
-        raise ConfigError(f"save_file: '{path}' is a folder; name a file in it")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise ConfigError(f"save_file: folder '{path.parent}' is not there or cannot be written")
+def _group(settings: Settings, timeline: Timeline, size_hw: tuple[int, int]) -> GroupSpec | None:
+    """Lay out the ranks; ConfigError when the video does not fit them."""
+    options, sampling = settings.options, settings.sampling
+    if options.num_gpus_dit == 1 and not options.enable_vae_parallel:
+        return None
+    clips = math.ceil(timeline.num_frames / sampling.infer_frames)
+    video = Video(size_hw, replace(sampling, num_clip=clips))
+    return choose_layout(options.ckpt_dir, options.lora_path_dmd, [video], settings.machine)
 
 
 def _fit(rgb: UInt8Array, size: SizeOption) -> UInt8Array:

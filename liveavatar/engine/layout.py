@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from liveavatar.config import SamplingConfig
@@ -37,7 +37,7 @@ def choose_layout(
         checkpoint: folder of the weights.
         adapter: adapter file or folder, or None.
         videos: what the group is to make, at least one.
-        machine: what it runs on; see `detect_machine` and `narrowed`.
+        machine: what it runs on; see `machine`.
 
     Raises:
         ConfigError: none of the videos fits; says what is short.
@@ -78,28 +78,6 @@ def group_spec(
         jobs_at_once=max(1, plan.jobs_at_once),
         warm_up_hw=plan.size_hw,
     )
-
-
-def narrowed(machine: Machine, num_stages: int, *, own_media: bool) -> Machine:
-    """The part of a machine that so many pipeline stages and a media rank take.
-
-    Args:
-        machine: all there is.
-        num_stages: pipeline stages.
-        own_media: whether the media rank has a GPU of its own.
-
-    Raises:
-        ConfigError: there are fewer GPUs than that.
-    """
-    if not machine.num_gpus:
-        return replace(machine, stages_on_cpu=num_stages)
-    wanted = num_stages + own_media
-    if wanted > machine.num_gpus:
-        raise ConfigError(
-            f"num_gpus_dit: {wanted} ranks need as many GPUs, {machine.num_gpus} are visible; use "
-            "fewer ranks or widen CUDA_VISIBLE_DEVICES"
-        )
-    return replace(machine, num_gpus=wanted, share_media=not own_media)
 
 
 def num_cores() -> int:

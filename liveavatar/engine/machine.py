@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,28 @@ def detect_machine() -> Machine:
     """
     memories = _gpu_memories()
     return Machine(len(memories), min(memories)) if memories else Machine(0, host_memory_bytes())
+
+
+def narrowed(machine: Machine, num_stages: int, *, own_media: bool) -> Machine:
+    """The part of a machine that so many pipeline stages and a media rank take.
+
+    Args:
+        machine: all there is.
+        num_stages: pipeline stages.
+        own_media: whether the media rank has a GPU of its own.
+
+    Raises:
+        ConfigError: there are fewer GPUs than that.
+    """
+    if not machine.num_gpus:
+        return replace(machine, stages_on_cpu=num_stages)
+    wanted = num_stages + own_media
+    if wanted > machine.num_gpus:
+        raise ConfigError(
+            f"num_gpus_dit: {wanted} ranks need as many GPUs, {machine.num_gpus} are visible; use "
+            "fewer ranks or widen CUDA_VISIBLE_DEVICES"
+        )
+    return replace(machine, num_gpus=wanted, share_media=not own_media)
 
 
 def host_memory_bytes() -> int:

@@ -12,7 +12,7 @@ import numpy as np
 
 from liveavatar.config import FRAMES_PER_BLOCK, SamplingConfig
 from liveavatar.engine.group import WorkerGroup
-from liveavatar.engine.messages import Finished, GroupSpec, Progress, Refused, RenderJob
+from liveavatar.engine.messages import Finished, GroupSpec, Progress, RankStatus, Refused, RenderJob
 from liveavatar.media.speech import load_speech
 from liveavatar.plan.precision import FLOAT32
 from liveavatar.timeline import make_timeline
@@ -94,9 +94,19 @@ def wait_for_progress(group: WorkerGroup, number: int) -> None:
 
 
 def until_it_ends(group: WorkerGroup) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 40
     while time.monotonic() < deadline:
         group.next_event(1.0)
+
+
+def until_it_speaks(group: WorkerGroup, rank: int) -> None:
+    """Wait for the first report of a rank that starts."""
+    deadline = time.monotonic() + WAIT_S
+    while time.monotonic() < deadline:
+        event = group.next_event(1.0)
+        if isinstance(event, RankStatus) and event.rank == rank:
+            return
+    raise AssertionError(f"rank {rank} said nothing")
 
 
 def pids(group: WorkerGroup) -> list[int]:

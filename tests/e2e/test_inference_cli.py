@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +15,7 @@ import pytest
 
 from liveavatar.random_checkpoint import write_adapter, write_checkpoint
 from tests.e2e.browser import assert_chromium_plays
-from tests.e2e.command import PORTRAIT, SPEECH, arguments, describe, run, wait_for_frames
+from tests.e2e.command import PORTRAIT, SCRIPT, SPEECH, arguments, describe, run, wait_for_frames
 from tests.unit.malformed_inputs import CATALOGUE, MalformedInput
 
 
@@ -196,6 +197,30 @@ def test_a_bad_option_is_refused_with_one_line_that_names_it(
     command = arguments(tiny, tmp_path / "out.mp4", **changed)
     assert hint in refusal(cli, command, capsys)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"size": "704x384"}, {"num_gpus_dit": 3, "ulysses_size": 2}, {"infer_frames": 50}],
+    ids=str,
+)
+def test_a_wrong_option_is_refused_before_torch_is_read(
+    changed: dict[str, object], tmp_path: Path
+) -> None:
+    command = arguments(tmp_path / "no checkpoint", tmp_path / "out.mp4", **changed)
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = {[str(SCRIPT), *command]!r}\n"
+        "try:\n"
+        "    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "finally:\n"
+        "    print('torch' in sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "False\n"), done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("name", ["out.avi", "out", "folder.mp4", "missing/out.mp4", ".mp4"])

@@ -1,0 +1,87 @@
+"""Where ranks go: one card each, the media rank beside the last stage if it must, cores shared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from liveavatar.config import SamplingConfig, visible_gpus
+from liveavatar.engine.layout import Video, group_spec, largest_plan
+from liveavatar.engine.machine import detect_machine, narrowed
+from liveavatar.errors import ConfigError
+from liveavatar.plan.layout import CUDA_CONTEXT_BYTES, GIB, Machine
+from liveavatar.plan.shapes import Network
+
+CARD = int(22.15 * GIB)
+BALANCED = Video((640, 384), SamplingConfig(num_clip=50))
+SMALL = Video((256, 384), SamplingConfig(num_clip=10))
+
+
+def test_three_stages_and_a_media_rank_take_a_card_each() -> None:
+    spec = group_spec(Path(), None, largest_plan(Network(), [BALANCED], Machine(4, CARD)))
+    assert spec.devices == ("cuda:0", "cuda:1", "cuda:2", "cuda:3")
+    assert [len(layers) for layers in spec.stages] == [13, 14, 13]
+    assert spec.warm_up_hw == (640, 384)
+    assert all(bytes_ > 9 * GIB for bytes_ in spec.weight_bytes)
+    assert spec.memory_limits == (CARD - CUDA_CONTEXT_BYTES,) * 4
+
+
+def test_ranks_that_share_a_card_share_its_memory_by_what_they_need() -> None:
+    large = Machine(1, 100 * GIB)
+    spec = group_spec(Path(), None, largest_plan(Network(), [BALANCED], large))
+    assert spec.devices == ("cuda:0", "cuda:0")
+    assert sum(spec.memory_limits) <= 100 * GIB - 2 * CUDA_CONTEXT_BYTES
+    assert spec.memory_limits[0] > spec.memory_limits[1]
+
+
+def test_a_second_job_waits_where_its_caches_would_not_fit() -> None:
+    tight = group_spec(Path(), None, largest_plan(Network(), [BALANCED], Machine(4, CARD)))
+    roomy = group_spec(Path(), None, largest_plan(Network(), [BALANCED], Machine(4, 80 * GIB)))
+    assert (tight.jobs_at_once, roomy.jobs_at_once) == (1, 2)
+
+
+def test_the_largest_video_that_fits_sets_the_layout() -> None:
+    assert largest_plan(Network(), [SMALL, BALANCED], Machine(4, CARD)).size_hw == (640, 384)
+
+
+def test_a_video_that_does_not_fit_is_refused_with_what_is_short() -> None:
+    with pytest.raises(ConfigError, match=r"^384\*640 does not fit: .*rank"):
+        largest_plan(Network(), [BALANCED], Machine(1, CARD))
+
+
+@pytest.mark.parametrize(
+    ("stages", "own_media", "num_gpus", "devices"),
+    [(3, True, 4, (0, 1, 2, 3)), (3, False, 3, (0, 1, 2, 2)), (1, False, 1, (0, 0))],
+)
+def test_a_command_takes_as_many_cards_as_it_says(
+    stages: int, own_media: bool, num_gpus: int, devices: tuple[int, ...]
+) -> None:
+    taken = narrowed(Machine(4, CARD), stages, own_media=own_media)
+    assert (taken.num_gpus, taken.num_stages, taken.devices) == (num_gpus, stages, devices)
+
+
+def test_more_ranks_than_cards_are_refused() -> None:
+    with pytest.raises(ConfigError, match="5 ranks need as many GPUs, 4 are visible"):
+        narrowed(Machine(4, CARD), 4, own_media=True)
+
+
+def test_any_number_of_ranks_share_a_cpu() -> None:
+    assert narrowed(Machine(0, CARD), 3, own_media=True).devices == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("listed", "names"),
+    [(None, None), ("", ()), ("0,1", ("0", "1")), ("2,-1,3", ("2",)), ("GPU-a", ("GPU-a",))],
+)
+def test_visible_devices_are_read_as_cuda_reads_them(
+    listed: str | None, names: tuple[str, ...] | None
+) -> None:
+    assert visible_gpus({} if listed is None else {"CUDA_VISIBLE_DEVICES": listed}) == names
+
+
+def test_a_machine_without_visible_cards_is_its_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    machine = detect_machine()
+    assert machine.num_gpus == 0
+    assert machine.memory_bytes > GIB
