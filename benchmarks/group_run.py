@@ -199,8 +199,14 @@ def make_jobs(setup: Setup, count: int) -> list[RenderJob]:
     ]
 
 
-def run_jobs(spec: GroupSpec, jobs: Sequence[RenderJob]) -> Trace:
-    """Start a group, hand it all jobs once it is ready, and listen until the last one ends."""
+def run_jobs(spec: GroupSpec, jobs: Sequence[RenderJob], *, together: bool = True) -> Trace:
+    """Start a group, hand it the jobs once it is ready, and listen until the last one ends.
+
+    Args:
+        spec: what to start.
+        jobs: in order.
+        together: whether all are handed over at once; else each when the one before has ended.
+    """
     before = _device_bytes(spec.devices)
     started = time.monotonic()
     said: list[Said] = []
@@ -208,13 +214,12 @@ def run_jobs(spec: GroupSpec, jobs: Sequence[RenderJob]) -> Trace:
     with WorkerGroup(spec) as group:
         try:
             _listen(group, said, started, START_LIMIT_S, lambda: group.is_ready)
-            for job in jobs:
-                submitted[job.number] = time.monotonic() - started
-                group.submit(job)
-            left = {job.number for job in jobs}
-            _listen(
-                group, said, started, JOB_LIMIT_S * len(jobs), lambda: not (left - _ended(said))
-            )
+            for batch in [jobs] if together else [[job] for job in jobs]:
+                for job in batch:
+                    submitted[job.number] = time.monotonic() - started
+                    group.submit(job)
+                limit_s = JOB_LIMIT_S * len(batch)
+                _listen(group, said, started, limit_s, lambda: submitted.keys() <= _ended(said))
             held = _device_bytes(spec.devices) - before
             group.close()
         except EngineError as error:
