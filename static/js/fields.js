@@ -46,7 +46,8 @@ export class Fields {
   /** Show what an inspection found: `{notes, errors, speech}`. */
   showInspection({ notes, errors, speech }) {
     this.#speechSeconds = speech?.duration_s ?? null;
-    this.#said.clear();
+    const refused = this.#said.get("form") ?? []; // an inspection knows nothing of these
+    this.#said = new Map([["form", refused]]);
     for (const note of notes) if (note.code !== "long_prompt") this.#add(note.field, note);
     for (const error of errors) this.showError(error);
     this.#draw();

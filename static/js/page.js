@@ -53,6 +53,7 @@ class Page {
     });
     this.#retell();
     this.#history.refresh();
+    this.#readConfig();
     this.#drawButtons();
   }
 

@@ -156,17 +156,22 @@ def test_a_refresh_rejoins_and_a_late_viewer_sees_it_from_the_start(
     wait_for_frames(page, 10)
 
 
-def test_four_tabs_at_once_all_play(context: BrowserContext, address: str) -> None:
-    pages = [open_app(context, address)]
-    choose_example(pages[0], "oliver")
-    generate(pages[0])
-    pages += [open_app(context, address) for _ in range(3)]
-    for page in pages:
-        page.bring_to_front()
-        wait_for_frames(page, 5)
-    assert pages[3].evaluate("fetch('/api/group').then((answer) => answer.status)") == 200
-    for page in pages:
-        wait_for_step(page, "Done")
+def test_four_tabs_of_one_browser_at_once_all_show_the_live_video(
+    context: BrowserContext, tmp_path: Path
+) -> None:
+    slow = Installation(tmp_path, pace=Pace(load_s=0.1, prepare_s=0.1, fps=4.0), with_page=True)
+    with serve(slow) as address:
+        pages = [open_app(context, address)]
+        choose_example(pages[0], "oliver")
+        generate(pages[0])
+        pages += [open_app(context, address) for _ in range(3)]
+        for page in pages:
+            page.bring_to_front()
+            wait_for_frames(page, 1)
+        assert pages[3].evaluate("fetch('/api/group').then((answer) => answer.status)") == 200
+        pages[0].click("#la-cancel")
+        for page in pages:
+            wait_for_step(page, "Cancelled")
 
 
 def test_the_page_finds_back_to_its_job_after_a_restart_of_the_server(
