@@ -40,13 +40,14 @@ choose_python() {
 }
 
 # Write what .venv should be made from: the version of its Python, or of the one PYTHON names, and
-# the text of the requirement files $@. Fail when there is no such Python.
+# the text of the requirement files $@ and of what they bring along. Fail when there is no such Python.
 wanted_state() {
     local version
     version=$(supported_version "$python") || return
     [ -z "${PYTHON:-}" ] || version=$(supported_version "$PYTHON") || return
     printf 'Python %s\n' "$version"
     cat -- "$@"
+    [ ! -f "$root/constraints/python$version.txt" ] || cat -- "$root/constraints/python$version.txt"
 }
 
 # Succeed if the stamp $1 holds that.
@@ -68,14 +69,16 @@ make_environment() {
 
 # Install the requirement file $2, then leave the stamp $1.
 install_requirements() {
-    local stamp=$1 quiet=--quiet
+    local stamp=$1 quiet=--quiet locked constraint=()
     shift
     make_environment || return
+    locked=$root/constraints/python$(supported_version "$python").txt
+    [ ! -f "$locked" ] || constraint=(--constraint "$locked")
     [ ! -t 2 ] || quiet=--progress-bar=on
     rm -f -- "$stamp"
     say "installing ${1##*/} into .venv; the first time, this takes minutes"
     if ! "$python" -m pip install --disable-pip-version-check --no-input "$quiet" -r "$1" \
-        >&2 </dev/null; then
+        "${constraint[@]}" >&2 </dev/null; then
         say "the installation did not finish; run this again when what pip says above is cured"
         return 1
     fi

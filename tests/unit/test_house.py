@@ -34,7 +34,7 @@ HELD = {
 # Development tools that are started, not imported.
 STARTED = {"mypy", "pytest-timeout", "ruff"}
 COMMANDS = [
-    *(f"scripts/{name}" for name in ("run", "generate", "test", "lint", "bench")),
+    *(f"scripts/{name}" for name in ("run", "generate", "test", "lint", "bench", "lock")),
     ".ci/run",
 ]
 COMMANDS += ["run_4gpu_tpp.sh", "guardian.sh", "monitor_gpu.sh"]
@@ -52,6 +52,18 @@ def pins(name: str) -> dict[str, str]:
 
 
 RUNTIME, DEVELOPMENT = pins("requirements.txt"), pins("requirements-dev.txt")
+
+
+def spelled(distribution: str) -> str:
+    return distribution.lower().replace("_", "-")
+
+
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12"])
+def test_constraints_hold_every_pin_and_all_that_comes_along(python: str) -> None:
+    held = {spelled(name): to for name, to in pins(f"constraints/python{python}.txt").items()}
+    pinned = {spelled(name): to for name, to in (RUNTIME | DEVELOPMENT).items() if name != "torch"}
+    assert pinned.items() <= held.items(), "run scripts/lock after changing a pin"
+    assert len(held) > 2 * len(pinned)
 
 
 def import_name(distribution: str) -> str:
@@ -185,6 +197,22 @@ def finish(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
     """Exit status, output and errors."""
     output, errors = process.communicate(timeout=100)
     return process.returncode, output, errors
+
+
+def test_constraints_of_this_python_are_followed(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    (tmp_path / "inference").mkdir()
+    write_wheel(tmp_path / "wheels", "1.0")
+    write_wheel(tmp_path / "wheels", "2.0")
+    where = shlex.quote(str(tmp_path / "wheels"))
+    (tmp_path / "requirements.txt").write_text(f"--no-index\n--find-links {where}\ntiny\n")
+    (tmp_path / "constraints").mkdir()
+    held = tmp_path / "constraints/python{}.{}.txt".format(*sys.version_info)
+    (tmp_path / "app.py").write_text("import tiny\nprint(tiny.number)\n")
+    for number in ("1.0", "2.0"):  # the newest is not taken, and a new constraint is noticed
+        held.write_text(f"tiny=={number}\n")
+        status, output, errors = run(tmp_path, PYTHON=sys.executable)
+        assert (status, output) == (0, f"{number}\n"), errors
 
 
 def run(checkout: Path, *arguments: str, **environment: str) -> tuple[int, str, str]:
