@@ -28,11 +28,8 @@ export const english = {
   generate: "Generate",
   generating: "Sending…",
   cancel: "Cancel",
-  remove: "Remove",
   upload_choice: "Upload a file",
   microphone_choice: "Record with the microphone",
-  record: "Record",
-  stop: "Stop",
   // What a tier costs
   cost_memory: "{used} of {there} GiB on the fullest device",
   cost_speed: "first picture after {first} s, then {fps} frames a second",
@@ -66,7 +63,6 @@ export const english = {
   play_now: "Play now",
   live: "Live {rate}×",
   live_plain: "Live",
-  made_till: "Made so far: {made} of {total}",
   // Player
   controls: "Player",
   play: "Play",
@@ -131,9 +127,7 @@ export const english = {
   op_none: "none",
   op_errors: "Last errors",
   // Share page
-  share_made: "Made with LiveAvatar",
   share_open: "Make your own",
-  share_waiting: "This video is waiting for its turn",
   reconnecting: "Connection lost, trying again…",
   // Refusals that begin here
   upload_failed: "The server was not reached. Check the connection and try again.",

@@ -49,7 +49,10 @@ export function applyGradioTexts() {
     document.querySelector(selector)?.setAttribute("aria-label", say(key));
   }
   for (const key of DRAWN) {
-    document.documentElement.style.setProperty(`--la-text-${key}`, JSON.stringify(say(key)));
+    // Browsers give out the microphone only over https or on localhost.
+    const isSilent = key === "speech_drop" && !window.isSecureContext;
+    const text = JSON.stringify(say(isSilent ? "speech_insecure" : key));
+    document.documentElement.style.setProperty(`--la-text-${key}`, text);
   }
 }
 
