@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from liveavatar.model.checkpoint import Checkpoint, Placement
 from liveavatar.model.transformer import Layer, Transformer
-from liveavatar.parallel.fsdp import shard_weights
 from liveavatar.parallel.group import StageGroups
 from liveavatar.parallel.sequence_parallel import apply_sequence_parallel
 from liveavatar.parallel.tensor_parallel import apply_tensor_parallel
@@ -35,6 +34,9 @@ def load_part(
     def cut(layer: Layer) -> None:
         apply_tensor_parallel(layer, groups.tensor)
         if sharded:
+            # Here, since the library takes seconds to import, which a stage need not wait.
+            from liveavatar.parallel.fsdp import shard_weights
+
             shard_weights(layer, groups.sequence)
 
     transformer = checkpoint.load_transformer(where, layers, cut)
