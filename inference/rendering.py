@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import resource
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 import torch
@@ -15,6 +15,7 @@ from inference.interrupt import StopRequest
 from inference.video_job import VideoJob
 from liveavatar.conditioning import Conditions, Encoders, encode_conditions
 from liveavatar.engine.group import WorkerGroup
+from liveavatar.engine.machine import detect_machine
 from liveavatar.engine.messages import Finished, Refused, RenderJob
 from liveavatar.engine.messages import Progress as Progressed
 from liveavatar.errors import MediaError, MemoryShortError
@@ -22,6 +23,8 @@ from liveavatar.host_memory import release_freed_memory
 from liveavatar.media.soundtrack import open_soundtrack
 from liveavatar.media.spoken_video import SpokenVideo
 from liveavatar.model.checkpoint import Placement
+from liveavatar.plan.layout import plan_layout
+from liveavatar.plan.shapes import read_network
 from liveavatar.sampling import make_schedule
 from liveavatar.single_device import Models, RenderOptions, render, seeded_draws
 
@@ -104,13 +107,7 @@ def render_here(job: VideoJob, started: float) -> Progress:
 
 
 def _render_here(job: VideoJob, started: float) -> Progress:
-    on_gpu = torch.cuda.is_available()
-    loaded = load(
-        job,
-        Placement(torch.device("cuda"), torch.bfloat16)
-        if on_gpu
-        else Placement(torch.device("cpu"), torch.float32),
-    )
+    loaded = load(job, _placement(job))
     frames_iterator = render(
         loaded.models,
         loaded.conditions,
@@ -148,6 +145,21 @@ def peak_memory(*, alone: bool) -> str:
     if not torch.cuda.is_available():
         return f"{host_mib:.0f} MiB"
     return f"{host_mib:.0f} MiB host, {torch.cuda.max_memory_allocated() / 2**20:.0f} MiB GPU"
+
+
+def _placement(job: VideoJob) -> Placement:
+    """The CPU, or one GPU in the best precision that is planned to fit it, else the smallest."""
+    if not torch.cuda.is_available():
+        return Placement(torch.device("cpu"), torch.float32)
+    height, width = job.portrait_HWC.shape[:2]
+    clips = math.ceil(job.timeline.num_frames / job.sampling.infer_frames)
+    plan = plan_layout(
+        read_network(job.options.ckpt_dir),
+        (height, width),
+        replace(job.sampling, num_clip=clips),
+        replace(detect_machine(), num_gpus=1, share_media=True),
+    )
+    return Placement.planned(torch.device("cuda"), plan.precision)
 
 
 def render_in_group(job: VideoJob, started: float) -> Progress:
