@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from examples.cartoon.canvas import Colour
+from examples.cartoon.canvas import Colour, Number
 
 HairStyle: TypeAlias = Literal["bald", "short", "side part", "long", "bob", "bun", "curly"]
 Collar: TypeAlias = Literal["crew", "v", "turtle", "shirt", "blazer", "hoodie"]
@@ -24,7 +24,7 @@ def rgb(code: str) -> Colour:
 
 @dataclass(frozen=True)
 class Mouth:
-    """One mouth position. The defaults are a closed mouth with a light smile.
+    """One mouth position, or one per frame. The defaults are a closed mouth with a light smile.
 
     Attributes:
         open: jaw opening, 0 to 1.
@@ -33,10 +33,10 @@ class Mouth:
         smile: lifted corners, -0.2 to 1.
     """
 
-    open: float = 0.0
-    wide: float = 0.0
-    sibilant: float = 0.0
-    smile: float = 0.35
+    open: Number = 0.0
+    wide: Number = 0.0
+    sibilant: Number = 0.0
+    smile: Number = 0.35
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,13 @@ class MouthShape:
     """Lengths of a mouth in head units, from `mouth_shape`."""
 
     centre_y: float
-    half_width: float
-    above: float
-    below: float
-    corner_lift: float
-    teeth: float
-    lower_teeth: float
-    tongue: float
+    half_width: Number
+    above: Number
+    below: Number
+    corner_lift: Number
+    teeth: Number
+    lower_teeth: Number
+    tongue: Number
 
 
 @dataclass(frozen=True)
@@ -164,9 +164,9 @@ class Character:
 
 def mouth_shape(face: Face, mouth: Mouth) -> MouthShape:
     """Work out the lengths of a mouth from how far it is open, wide, hissing and smiling."""
-    spread, rounded = max(mouth.wide, 0.0), max(-mouth.wide, 0.0)
+    spread, rounded = (abs(mouth.wide) + mouth.wide) / 2, (abs(mouth.wide) - mouth.wide) / 2
     stretch = 0.2 * mouth.wide * (0.5 + 0.5 * mouth.open) + 0.14 * mouth.smile
-    stretch -= 0.1 * mouth.open * (1 - spread) + 0.22 * rounded
+    stretch = stretch - 0.1 * mouth.open * (1 - spread) - 0.22 * rounded
     gap = 0.135 * mouth.open + 0.022 * mouth.sibilant * (1 - mouth.open)
     return MouthShape(
         centre_y=face.mouth_y,
@@ -180,6 +180,6 @@ def mouth_shape(face: Face, mouth: Mouth) -> MouthShape:
     )
 
 
-def jaw_drop(mouth: Mouth) -> float:
+def jaw_drop(mouth: Mouth) -> Number:
     """How far the chin sinks for a mouth position, in head units."""
     return 0.055 * mouth.open
