@@ -12,7 +12,7 @@ does not is a plain number; everything broadcasts.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -238,7 +238,7 @@ def limited(value: Number, low: float, high: float) -> Number:
     return value.clamp(low, high) if isinstance(value, Tensor) else min(max(value, low), high)
 
 
-def _turned(x, y, turn):  # type: ignore[no-untyped-def]
+def _turned(x: Any, y: Any, turn: tuple[Any, Any]) -> tuple[Any, Any]:
     """Rotate host or device coordinates by (cosine, sine)."""
     cos, sin = turn
     return cos * x + sin * y, cos * y - sin * x

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 WEB = ("gradio", "fastapi")
 WALLS = {
-    "liveavatar": WEB,
+    "liveavatar": (*WEB, "training"),
     "liveavatar/jobs": (*WEB, "torch"),
     "liveavatar/media": (*WEB, "torch"),
     "liveavatar/model": (*WEB, "torch.distributed"),

@@ -1,0 +1,93 @@
+"""Train the whole demo in one time-boxed run: `python -m training.train_demo CORPUS OUT`.
+
+Draws people who say the corpus, trains the autoencoder on them, then the rest on its latents. A
+run that starts with an autoencoder or a transformer in OUT goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from liveavatar.config import FRAMES_PER_BLOCK
+from liveavatar.model.checkpoint import CONFIG
+from liveavatar.model.vae import Encoder, VAEConfig
+from training.avatar import Avatar
+from training.checkpoint_writer import load_autoencoder
+from training.demo_config import DEMO, DEMO_VAE, TRIAL
+from training.drawing import Drawn, Order, draw_many
+from training.pool import encode_pool
+from training.train_autoencoder import AutoencoderTrainer
+from training.train_avatar import AvatarTrainer, Run
+
+_LOG = logging.getLogger("demo")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Options of the command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("corpus", type=Path, help="file of training.speech_corpus")
+    parser.add_argument("out", type=Path, help="checkpoint folder")
+    parser.add_argument("--seconds", type=float, default=500.0, help="of the whole run")
+    parser.add_argument("--draw-seconds", type=float, default=60.0)
+    parser.add_argument("--autoencoder-seconds", type=float, default=150.0)
+    parser.add_argument("--clips", type=int, default=2400)
+    parser.add_argument("--workers", type=int, default=10, help="processes that draw")
+    parser.add_argument("--blocks", type=int, default=7, help="blocks of 12 frames per clip")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rollout-from", type=float, default=0.6)
+    parser.add_argument("--rate", type=float, default=1.0)
+    parser.add_argument("--max-steps", type=int, default=10**9, help="per phase, for trials")
+    parser.add_argument("--trial", action="store_true", help="tiny networks")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def trained_encoder(options: argparse.Namespace, drawn: Drawn, device: torch.device) -> Encoder:
+    """Encoder of the autoencoder in the folder, which is trained first if there is none."""
+    found = load_autoencoder(options.out, device)
+    if found is None:
+        config = VAEConfig(dim=4, num_res_blocks=1) if options.trial else DEMO_VAE
+        trainer = AutoencoderTrainer(config, drawn, device)
+        trainer.run(options.autoencoder_seconds, options.max_steps)
+        trainer.save(options.out)
+        trainer.report()
+        found = load_autoencoder(options.out, device)
+        assert found is not None
+    return found[0]
+
+
+def main() -> int:
+    """Run the command; returns its exit status."""
+    started = time.monotonic()
+    options = build_parser().parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
+    torch.manual_seed(options.seed)
+    torch.set_float32_matmul_precision("high")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    order = Order(
+        options.corpus, options.clips, options.blocks * FRAMES_PER_BLOCK, (128, 128),
+        options.seed, options.draw_seconds, options.workers,
+    )  # fmt: skip
+    drawn = draw_many(order)
+    encoder = trained_encoder(options, drawn, device)
+    pool = encode_pool(encoder, drawn)
+    del drawn
+    _LOG.info("encoded %d clips", len(pool.moods))
+    avatar = Avatar(TRIAL if options.trial else DEMO)
+    if (options.out / CONFIG).exists():
+        avatar.load(options.out)
+        _LOG.info("going on with the transformer in %s", options.out)
+    left = options.seconds - (time.monotonic() - started)
+    run = Run(left, options.batch, options.rollout_from, options.rate, options.max_steps)
+    AvatarTrainer(avatar.to(device), pool, run, options.seed).train(options.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
