@@ -3,8 +3,8 @@
 Head motion, gaze and blinks that speech does not explain are decided by a few numbers per latent
 frame, standard normal and independent: the *cues*. In training the cues are written into the noise
 that the network starts from (`set_cues`), along fixed directions; whatever is drawn, the noise
-stays standard normal. So noise tells the network when to blink and where to turn, a sampler of few steps
-need not invent it, and rare events are not averaged away.
+stays standard normal. So noise tells the network when to blink and where to turn, a sampler of few
+steps need not invent it, and rare events are not averaged away.
 
 Shapes: B clips, F latent frames, T = 4F video frames, K cues, latents (B, C, F, H, W).
 """

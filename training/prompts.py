@@ -14,19 +14,22 @@ MOOD_WORDS: dict[str, tuple[str, ...]] = {
               "merry", "微笑的", "开心的", "高兴的", "快乐的"),
     "surprised": ("surprised", "amazed", "astonished", "shocked", "startled", "wide-eyed",
                   "惊讶的", "吃惊的"),
-    "serious": ("serious", "sad", "angry", "stern", "grumpy", "worried", "严肃的", "悲伤的", "生气的"),
+    "serious": ("serious", "sad", "angry", "stern", "grumpy", "worried",
+                "严肃的", "悲伤的", "生气的"),
 }  # fmt: skip
 _PEOPLE = ("person", "man", "woman", "girl", "boy", "speaker", "presenter", "teacher", "portrait",
            "character", "cartoon", "人", "女人", "男人")  # fmt: skip
 _LOOKS = ("with glasses", "with long hair", "with dark curls", "with a beard", "in a blue shirt",
           "with a black bob", "in an orange hoodie", "with auburn hair", "in a navy blazer",
-          "with round glasses", "with a white beard", "with red hair", "in a green jumper")  # fmt: skip
+          "with round glasses", "with a white beard", "with red hair", "in a green jumper",
+)  # fmt: skip
 _DOES = ("speaks", "talks to the camera", "tells a story", "presents the news", "greets us",
          "chats with viewers", "says hello", "explains something", "remembers the past", "sings",
          "speaks warmly", "gently talks", "is speaking")  # fmt: skip
 _WHERE = ("before a peach studio wall", "in a bright blue archway", "against soft green lights",
           "in a lilac room", "by a sunlit cream-coloured arch", "under a clear blue sky", "indoors",
-          "in a studio", "in front of a window", "at night", "on a stage", "in a garden")  # fmt: skip
+          "in a studio", "in front of a window", "at night", "on a stage", "in a garden",
+)  # fmt: skip
 _ADVERBS: dict[str, tuple[str, ...]] = {
     "plain": ("calmly", "clearly", ""),
     "happy": ("happily", "cheerfully", "with a big smile", "with joy"),

@@ -12,7 +12,7 @@ does not is a plain number; everything broadcasts.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -231,6 +231,14 @@ def smaller(first: Tensor, second: Number) -> Tensor:
     if isinstance(second, Tensor):
         return torch.minimum(first, second)
     return first.clamp(max=second)
+
+
+@overload
+def limited(value: Tensor, low: float, high: float) -> Tensor: ...
+
+
+@overload
+def limited(value: float, low: float, high: float) -> float: ...
 
 
 def limited(value: Number, low: float, high: float) -> Number:

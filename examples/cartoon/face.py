@@ -212,7 +212,7 @@ def _draw_brow(eye: Canvas, eyes: Eyes, acting: Acting) -> None:
     lifted = eyes.brow_height + 0.060 * acting.brow_raise
     middle = -lifted + 0.028 * u * u + (0.012 - 0.10 * eyes.brow_tilt) * u
     thick = eyes.brow_thickness * (0.92 - 0.50 * larger(u + 0.15, 0) ** 1.5)
-    ends = torch.sqrt(larger(1 - abs(u) ** 5, 0))
+    ends = torch.sqrt(larger(1 - u.abs() ** 5, 0))
     brow = larger(abs(eye.y - middle) - thick * ends, abs(eye.x + 0.010) - 0.122)
     field = eye.distance(brow)
     hairs = strands(eye.x * 1.0 + eye.y * 0.9, 150.0)

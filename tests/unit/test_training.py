@@ -1,0 +1,177 @@
+"""Training runs the product's networks: what it sees is what a video is made with."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.quality import PEOPLE_SEED, SIZE, Demo
+from examples.cartoon.scene import draw_portrait
+from liveavatar.conditioning import Conditions, encode_speech
+from liveavatar.model.audio_encoder import normalise_waveform
+from liveavatar.model.vae import Decoder, Encoder, VAEConfig, encode
+from liveavatar.model.vae_stream import decode
+from liveavatar.sampling import make_schedule
+from liveavatar.single_device import Draws, Models, generate_latents
+from liveavatar.timeline import Timeline
+from training.avatar import Avatar, Position, Scene
+from training.checkpoint_writer import load_autoencoder, write_autoencoder
+from training.clips import Corpus, draw_clip
+from training.demo_config import TRIAL
+from training.differentiable_vae import decode_clips, encode_clips, moments
+from training.mouth_targets import mouth_targets
+from training.people import random_person
+from training.performance import BLINK, BLINK_THRESHOLD, NUM_CUES, act, read_cues, set_cues
+from training.pool import Batch
+from training.prompts import make_tokenizer
+from training.train_avatar import AvatarTrainer, Run
+
+CPU = torch.device("cpu")
+DEMO_FOLDER = Path(__file__).parents[2] / "ckpt" / "demo"
+BLOCKS, SIDE = 3, 8
+
+
+def hum(seconds: float) -> np.ndarray:
+    """A voice-like buzz that comes and goes."""
+    time = np.arange(int(seconds * 16000)) / 16000
+    buzz = sum(np.sin(2 * np.pi * 140 * k * time) / k for k in range(1, 12))
+    return (0.1 * buzz * (np.sin(2 * np.pi * 1.5 * time) > 0)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def avatar() -> Avatar:
+    torch.manual_seed(0)
+    made = Avatar(TRIAL)
+    with torch.no_grad():
+        for parameter in made.transformer.parameters():
+            if not parameter.abs().sum():
+                parameter.normal_(0, 0.2)
+    return made
+
+
+@torch.no_grad()
+def test_whole_clips_pass_the_autoencoder_as_they_stream_through_the_product():
+    torch.manual_seed(1)
+    config = VAEConfig(dim=4, num_res_blocks=1)
+    encoder, decoder = Encoder(config), Decoder(config)
+    video = torch.rand(2, 9, 16, 16, 3) * 2 - 1
+    latents = encode_clips(encoder, video)
+    streamed = torch.stack([encode(encoder, clip.permute(3, 0, 1, 2)) for clip in video])
+    assert torch.allclose(latents, streamed, atol=1e-5)
+    frames = decode_clips(decoder, streamed)
+    whole = torch.stack([decode(decoder, latent).permute(1, 2, 3, 0) for latent in streamed])
+    assert torch.allclose(frames, whole, atol=1e-4)
+
+
+@torch.no_grad()
+def test_written_latents_have_zero_mean_and_unit_deviation(tmp_path: Path):
+    torch.manual_seed(2)
+    config = VAEConfig(dim=4, num_res_blocks=1)
+    encoder, decoder = Encoder(config), Decoder(config)
+    video = torch.rand(2, 5, 16, 16, 3) * 2 - 1
+    means = moments(encoder, video)[..., :16].flatten(0, 3)
+    write_autoencoder(tmp_path, encoder, decoder, means)
+    stored = load_autoencoder(tmp_path, CPU)
+    assert stored is not None
+    latents = encode_clips(stored[0], video).transpose(0, 1).flatten(1)
+    assert torch.allclose(latents.mean(1), torch.zeros(16), atol=0.05)
+    assert torch.allclose(latents.std(1), torch.ones(16), atol=0.05)
+
+
+@torch.no_grad()
+def test_blocks_side_by_side_make_the_video_of_one_device(avatar: Avatar):
+    torch.manual_seed(3)
+    sound = normalise_waveform(hum(BLOCKS * 0.48 + 0.4))
+    matrix = avatar.frame_matrix(len(sound), BLOCKS * 12)
+    audio = avatar.hear(sound[None], matrix)
+    text = avatar.read(["a smiling man"], CPU)
+    reference, motion = torch.randn(1, 16, 1, SIDE, SIDE), torch.randn(1, 16, 19, SIDE, SIDE)
+    noise, schedule = torch.randn(1, 16, 3 * BLOCKS, SIDE, SIDE), make_schedule(3)
+
+    def distance(block: int, step: int) -> int:
+        return 4 + (7 * block + 3 * step) % 27
+
+    weights = avatar.embedder.audio_encoder.mixing_weights()
+    speech = encode_speech(avatar.speech, sound.numpy(), weights, BLOCKS * 12)
+    conditions = Conditions(reference[0], motion[0], text[0], speech)
+    timeline = Timeline(BLOCKS * 12, BLOCKS, 2, 2, 24)  # the third block is refreshed and rolls
+    draws = Draws(lambda block: noise[0][:, 3 * block : 3 * block + 3], distance)
+    models = Models(avatar.transformer, avatar.embedder, None)  # type: ignore[arg-type]
+    made = torch.cat(list(generate_latents(models, conditions, timeline, schedule, draws)), dim=1)
+    scene = Scene(reference, made[None, :, :1], motion, text, audio)
+    sample = noise
+    for step, timestep in enumerate(schedule.timesteps):
+        position = Position(0, 2, [distance(block, step) for block in range(BLOCKS)])
+        place = position.place(TRIAL, (SIDE // 2, SIDE // 2), [timestep], CPU)
+        change = schedule.sigmas[step + 1] - schedule.sigmas[step]
+        sample = sample + change * avatar.velocity(sample, scene, place)
+    assert (made - noise[0]).abs().max() > 1
+    assert torch.allclose(sample[0], made, atol=2e-4)
+
+
+def test_an_update_lowers_the_loss(avatar: Avatar):
+    torch.manual_seed(4)
+    frames, count = 12, 2
+    sound = torch.from_numpy(hum(0.92))[None].repeat(count, 1)
+    pool = Batch(
+        torch.randn(count, 16, 1, SIDE, SIDE), torch.randn(count, 16, 10, SIDE, SIDE),
+        torch.randn(count, 16, 3, SIDE, SIDE), sound, torch.rand(count, frames, 3),
+        torch.randn(count, 3, NUM_CUES), torch.tensor([0, 1]), torch.ones(count, SIDE, SIDE),
+    )  # fmt: skip
+    trainer = AvatarTrainer(avatar, pool, Run(1.0, batch=count, max_steps=1), 0)
+    inputs, _ = trainer.draw(0.3)
+    losses = [trainer.step(*inputs).mean().item() for _ in range(6)]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_cues_are_written_into_noise_that_stays_normal():
+    generator = torch.Generator().manual_seed(5)
+    noise = torch.randn(4, 16, 6, SIDE, SIDE, generator=generator)
+    cues = torch.randn(4, 6, NUM_CUES, generator=generator)
+    marked = set_cues(noise, cues)
+    assert torch.allclose(read_cues(marked), cues, atol=1e-4)
+    assert torch.equal(marked[:, NUM_CUES:], noise[:, NUM_CUES:])
+    assert abs(marked.std().item() - 1) < 0.02
+
+
+def test_a_blink_cue_shuts_the_eyes_and_the_first_frames_rest():
+    cues = torch.zeros(6, NUM_CUES)
+    cues[3, BLINK] = BLINK_THRESHOLD + 0.1
+    acting = act(mouth_targets(torch.from_numpy(hum(0.96))), cues, "plain", 0.3)
+    assert acting.lids[12:18].min() < 0.1
+    assert acting.open[:3].abs().max() == 0
+    assert acting.yaw[:3].abs().max() == 0
+
+
+def test_a_seed_draws_the_same_clip(tmp_path: Path):
+    path = tmp_path / "corpus.npz"
+    np.savez_compressed(path, samples=(hum(8) * 32767).astype(np.int16))
+    corpus = Corpus(path, CPU)
+    clips = [draw_clip(np.random.default_rng(6), corpus, 8, (64, 64), CPU) for _ in range(2)]
+    assert torch.equal(clips[0].frames_THWC, clips[1].frames_THWC)
+    assert torch.equal(clips[0].sound_N, clips[1].sound_N)
+    assert clips[0].frames_THWC.float().std() > 10
+
+
+def test_moods_are_words_of_the_tokenizer():
+    tokenizer = make_tokenizer()
+    ids = {word: tokenizer.encode(word, add_special_tokens=False).ids for word in ("happy", "sad")}
+    assert all(len(found) == 1 for found in ids.values())
+    assert ids["happy"] != ids["sad"]
+
+
+def test_the_demo_speaks_and_is_silent_with_its_sound():
+    demo = Demo(DEMO_FOLDER)
+    person = random_person(np.random.default_rng(PEOPLE_SEED), SIZE)
+    portrait = draw_portrait(person)
+    frames = demo.speak(portrait, hum(1.44), "a calm person", 3)
+    assert frames.shape == (36, 128, 128, 3)
+    row, column = (int(64 + 64 * v) for v in (
+        person.at[1] + person.scale * person.face.mouth_y, person.at[0],
+    ))  # fmt: skip
+    mouth = frames[:, row - 6 : row + 10, column - 12 : column + 12].astype(float)
+    apart = abs(mouth - mouth[0]).mean((1, 2, 3))
+    sounding = np.sin(2 * np.pi * 1.5 * (np.arange(36) + 0.5) / 25) > 0
+    assert apart[6:][sounding[6:]].mean() > 1.3 * apart[6:][~sounding[6:]].mean()
+    assert abs(frames[-1].astype(float) - portrait).mean() < 20
