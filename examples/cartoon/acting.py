@@ -85,5 +85,8 @@ def rest(mouth: Mouth) -> Acting:
     def one(value: float | Tensor) -> Tensor:
         return torch.as_tensor(value, dtype=torch.float32).reshape(1, 1, 1)
 
-    shape = (mouth.open, mouth.wide, mouth.sibilant, mouth.smile)
-    return Acting(*map(one, shape), one(1.0), *(one(0.0) for _ in range(8)))
+    nothing = one(0.0)
+    return Acting(
+        one(mouth.open), one(mouth.wide), one(mouth.sibilant), one(mouth.smile), one(1.0),
+        nothing, nothing, nothing, nothing, nothing, nothing, nothing, nothing,
+    )  # fmt: skip

@@ -83,8 +83,8 @@ class Canvas:
         rows = (np.arange(height, dtype=np.float32) - (height - 1) / 2) * np.float32(pixel)
         x, y = np.meshgrid(columns, rows)
         pixels = torch.zeros(1, height, width, 3, device=device)
-        on_device = (torch.from_numpy(axis)[None].to(device) for axis in (x, y))
-        return cls(pixels, *on_device, pixel, x, y)
+        across, down = (torch.from_numpy(axis)[None].to(device) for axis in (x, y))
+        return cls(pixels, across, down, pixel, x, y)
 
     def repeated(self, num_frames: int) -> Canvas:
         """Return a copy of a still, `num_frames` times."""

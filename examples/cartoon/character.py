@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from examples.cartoon.canvas import Colour, Number
+from examples.cartoon.canvas import Colour, Number, limited
 
 HairStyle: TypeAlias = Literal["bald", "short", "side part", "long", "bob", "bun", "curly"]
 Collar: TypeAlias = Literal["crew", "v", "turtle", "shirt", "blazer", "hoodie"]
@@ -164,7 +164,7 @@ class Character:
 
 def mouth_shape(face: Face, mouth: Mouth) -> MouthShape:
     """Work out the lengths of a mouth from how far it is open, wide, hissing and smiling."""
-    spread, rounded = (abs(mouth.wide) + mouth.wide) / 2, (abs(mouth.wide) - mouth.wide) / 2
+    spread, rounded = limited(mouth.wide, 0.0, 1.0), limited(-mouth.wide, 0.0, 1.0)
     stretch = 0.2 * mouth.wide * (0.5 + 0.5 * mouth.open) + 0.14 * mouth.smile
     stretch = stretch - 0.1 * mouth.open * (1 - spread) - 0.22 * rounded
     gap = 0.135 * mouth.open + 0.022 * mouth.sibilant * (1 - mouth.open)
