@@ -321,13 +321,13 @@ class _Run:
         at_zero, still = constants.modulation_S6D[-1], self.place.still
         text = constants.text
         twice = KeyValue(torch.cat([text.key_KNH] * 2), torch.cat([text.value_KNH] * 2))
-        query, condition = layer._project(both, at_zero)
+        query, condition = layer._project(both, at_zero, still)
         turned = KeyValue(rotate(condition.key_KNH, still), condition.value_KNH)
-        both = layer._finish(both, attend(rotate(query, still), turned), at_zero, twice)
+        both = layer._finish(both, attend(query, turned), at_zero, twice)
         modulation_6BD = constants.modulation_S6D[:-1].transpose(0, 1)[:, :, None]
-        query, own = layer._project(hidden_BLD, modulation_6BD)
+        query, own = layer._project(hidden_BLD, modulation_6BD, self.place.own)
         own = KeyValue(rotate(own.key_KNH, self.place.own), own.value_KNH)
-        attended = self._attend(rotate(query, self.place.own), own, condition)
+        attended = self._attend(query, own, condition)
         hidden_BLD = layer._finish(hidden_BLD, attended, modulation_6BD, text)
         if layer.audio is not None:
             heard: InjectedAudio = layer.audio.prepare(self.scene.audio)

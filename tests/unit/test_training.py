@@ -165,13 +165,13 @@ def test_the_demo_speaks_and_is_silent_with_its_sound():
     demo = Demo(DEMO_FOLDER)
     person = random_person(np.random.default_rng(PEOPLE_SEED), SIZE)
     portrait = draw_portrait(person)
-    frames = demo.speak(portrait, hum(1.44), "a calm person", 3)
-    assert frames.shape == (36, 128, 128, 3)
+    frames = demo.speak(portrait, hum(0.96), "a calm person", 3)
+    assert frames.shape == (24, 128, 128, 3)
     row, column = (int(64 + 64 * v) for v in (
         person.at[1] + person.scale * person.face.mouth_y, person.at[0],
     ))  # fmt: skip
     mouth = frames[:, row - 6 : row + 10, column - 12 : column + 12].astype(float)
     apart = abs(mouth - mouth[0]).mean((1, 2, 3))
-    sounding = np.sin(2 * np.pi * 1.5 * (np.arange(36) + 0.5) / 25) > 0
+    sounding = np.sin(2 * np.pi * 1.5 * (np.arange(24) + 0.5) / 25) > 0
     assert apart[6:][sounding[6:]].mean() > 1.3 * apart[6:][~sounding[6:]].mean()
     assert abs(frames[-1].astype(float) - portrait).mean() < 20
