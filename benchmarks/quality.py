@@ -22,7 +22,7 @@ from examples.cartoon.acting import Acting
 from examples.cartoon.character import Character
 from examples.cartoon.scene import draw_frames, draw_portrait
 from liveavatar.conditioning import Encoders, encode_conditions
-from liveavatar.config import FPS, SPEECH_RATE_HZ, SamplingConfig
+from liveavatar.config import FPS, FRAMES_PER_BLOCK, SPEECH_RATE_HZ, SamplingConfig
 from liveavatar.model.checkpoint import Placement, open_checkpoint
 from liveavatar.sampling import make_schedule
 from liveavatar.single_device import Models, RenderOptions, render, seeded_draws
@@ -205,7 +205,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=4)
     options = parser.parse_args(arguments)
     demo, corpus = Demo(options.checkpoint), np.load(options.speech)["samples"]
-    length = int(options.seconds * SPEECH_RATE_HZ)
+    blocks = int(options.seconds * FPS) // FRAMES_PER_BLOCK
+    length = blocks * FRAMES_PER_BLOCK * SPEECH_RATE_HZ // FPS
     for number in range(options.people):
         person = random_person(np.random.default_rng(PEOPLE_SEED + number), SIZE)
         start = number * len(corpus) // (options.people + 1)
