@@ -1,4 +1,4 @@
-"""What Gradio 4.25.0 leaves open is shut; the named attacks work on plain Gradio in the same run."""
+"""What Gradio 4.25.0 leaves open is shut; the named attacks work on plain Gradio in this run."""
 
 from __future__ import annotations
 
