@@ -74,12 +74,14 @@ def seen(page: Page) -> dict[str, Any]:
     return facts
 
 
-def wait_for_frames(page: Page, count: int) -> None:
-    until(page, f"window.painted && window.painted.length >= {count}", 40)
+def wait_for_frames(page: Page, count: int, timeout_s: float = 40.0) -> None:
+    """Wait until so many frames were painted."""
+    until(page, f"window.painted && window.painted.length >= {count}", timeout_s)
 
 
-def wait_for_step(page: Page, word: str) -> None:
-    until(page, f"document.getElementById('la-step').textContent === '{word}'", 60)
+def wait_for_step(page: Page, word: str, timeout_s: float = 60.0) -> None:
+    """Wait until the page names this step of the job."""
+    until(page, f"document.getElementById('la-step').textContent === '{word}'", timeout_s)
 
 
 def write_beeps(path: Path, beeps_s: tuple[float, ...], duration_s: float) -> None:

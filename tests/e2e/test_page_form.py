@@ -1,18 +1,16 @@
-"""The page in a real browser: what is said beside the fields, languages, names, pictures."""
+"""The page in a real browser: what is said beside the fields, languages, names."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from PIL import Image
 
 from tests.e2e.browser import launch
-from tests.e2e.page_driver import choose_example, generate, open_app, until, wait_for_frames
-from tests.web.live_server import ROOT, Installation, Pace, serve
+from tests.e2e.page_driver import choose_example, open_app, until
+from tests.web.live_server import Installation, Pace, serve
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
@@ -148,20 +146,3 @@ def test_playing_starts_as_early_as_it_can_without_stopping_later(
     assert early < 0.5  # the first block is enough where more comes faster than it plays
     assert 10 < late < 12  # half of it where it comes half as fast
     assert (unknown, end) == (20, 20)
-
-
-def test_pictures_of_the_page(browser: Browser, address: str, tmp_path: Path) -> None:
-    """PAGE_PICTURES=docs/images writes the pictures of the README."""
-    folder = ROOT / os.environ["PAGE_PICTURES"] if "PAGE_PICTURES" in os.environ else tmp_path
-    for theme, name, example in (("light", "oliver", "page-live"), ("dark", "lin", "page-dark")):
-        context = browser.new_context(locale="en-US", viewport={"width": 1366, "height": 900})
-        page = open_app(context, f"{address}/?__theme={theme}")
-        choose_example(page, name)
-        generate(page)
-        wait_for_frames(page, 20)
-        page.mouse.move(700, 5)
-        picture = folder / f"{example}.png"
-        page.screenshot(path=str(picture))
-        Image.open(picture).convert("RGB").quantize(192).save(picture, optimize=True)
-        assert 20_000 < picture.stat().st_size < 300_000
-        context.close()
