@@ -26,10 +26,12 @@ if [ $# = 0 ]; then
     exit 2
 fi
 
-child=''
 stop() {
     trap '' INT TERM
     say "stopping"
+    # Asked of the shell: the signal may come between the start of the command and the next line.
+    local child
+    child=$(jobs -p)
     if [ -n "$child" ] && kill -TERM "$child" 2>/dev/null; then
         wait "$child" || true
     fi
@@ -41,10 +43,8 @@ trap 'stop 143' TERM
 restarts=0
 while true; do
     "$@" &
-    child=$!
     status=0
-    wait "$child" || status=$?
-    child=''
+    wait "$!" || status=$?
     case $status in
     0) exit 0 ;;
     2 | 130 | 143)
@@ -59,7 +59,5 @@ while true; do
     restarts=$((restarts + 1))
     say "ended with status $status; restart $restarts in $PAUSE_S s"
     sleep "$PAUSE_S" &
-    child=$!
-    wait "$child" || true
-    child=''
+    wait "$!" || true
 done
