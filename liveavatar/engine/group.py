@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import multiprocessing
+import os
 import shutil
 import signal
 import tempfile
@@ -283,6 +284,8 @@ def _run_rank(rank: int, spec: GroupSpec, pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     owner = Owner(pipe)  # before torch is read, which takes seconds
+    # Threads of a rank that waits must leave the cores to the ranks that work, instead of spinning.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from liveavatar.engine.worker import worker_main
 
     worker_main(rank, spec, owner)

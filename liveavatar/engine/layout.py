@@ -83,8 +83,8 @@ def group_spec(
 def _threads(num_ranks: int) -> int:
     """CPU threads of each rank: twice its share of the cores, since ranks wait for each other.
 
-    With the demo checkpoint at 128*128 on two cores, a stage and the media rank with two threads
-    each make 1.2 times as many frames per second as with one (`docs/benchmarks.md`).
+    On two cores a stage and the media rank with two threads each, which wait without spinning, make
+    1.6 times the frames per second of one thread each (`docs/benchmarks.md`).
     """
     cores = num_cores()
     return max(1, min(cores, 2 * cores // num_ranks))
