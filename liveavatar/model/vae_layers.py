@@ -168,10 +168,13 @@ def convolve(frames_TCHW: Tensor, conv: nn.Conv3d) -> Tensor:
     on_cpu = frames_TCHW.device.type == "cpu"
     slow_in_3d = on_cpu and frames_TCHW[..., 0].numel() <= _CPU_IM2COL_MAX_SIZE
     if num_taps > 1 and not slow_in_3d:
-        frames_1CTHW = frames_TCHW.transpose(0, 1).unsqueeze(0)
-        return functional.conv3d(frames_1CTHW, conv.weight, conv.bias, conv.stride, (0, *padding))[
-            0
-        ].transpose(0, 1)
+        # The new axis in front gets the largest stride: with another one, the tensor is not taken
+        # for channels-last, and neither is the result.
+        frames_1CTHW = frames_TCHW.unsqueeze(0).transpose(1, 2)
+        result_1CTHW = functional.conv3d(
+            frames_1CTHW, conv.weight, conv.bias, conv.stride, (0, *padding)
+        )
+        return result_1CTHW.transpose(1, 2)[0]
     # Tap by tap: each is a 2-D convolution of a slice of the frames.
     num_outputs = (frames_TCHW.shape[0] - num_taps) // time_stride + 1
     taps_TCHW = [frames_TCHW[tap::time_stride][:num_outputs] for tap in range(num_taps)]
