@@ -1,7 +1,7 @@
 """What every test may rely on: devices and programs a test needs are there, or it is skipped.
 
-Set REQUIRE_BROWSER to make a missing browser fail the tests that need one, as continuous
-integration does.
+Set REQUIRE_BROWSER, or CI=true as continuous integration does, to make a missing browser fail the
+tests that need one.
 """
 
 import importlib.util
@@ -13,7 +13,7 @@ from tests.e2e.browser import CHROMIUM
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if os.environ.get("REQUIRE_BROWSER"):
+    if os.environ.get("REQUIRE_BROWSER") or os.environ.get("CI") == "true":
         return
     missing = None
     if importlib.util.find_spec("playwright") is None:
