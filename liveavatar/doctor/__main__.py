@@ -49,10 +49,12 @@ def build_parser() -> argparse.ArgumentParser:
 def examine(options: argparse.Namespace) -> dict[str, list[Finding]]:
     """Run all checks, slow ones side by side; findings by group, in the order of the report."""
     broken: list[Finding] = []
+    cards = None
     try:
         cards = read_cards()
+    except ImportError as error:
+        broken = [fail("gpus", f"cannot be read: {error}", "pip install -r requirements.txt")]
     except DriverError as error:
-        cards = None
         cure = "reboot: after a driver update the loaded one is another; see 'dmesg | grep NVRM'"
         broken = [fail("gpus", f"the NVIDIA driver does not work: {error}", cure)]
     seen = hardware.visible_count(cards)

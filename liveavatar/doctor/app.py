@@ -7,12 +7,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from liveavatar.doctor.finding import Finding, fail, ok
 from liveavatar.errors import LiveAvatarError
 from liveavatar.media.live_file import measure_live_file
-from liveavatar.media.live_writer import LiveVideoWriter
 
 STATIC_FOLDERS = ("css", "js", "images")
 FRAMES, SAMPLE_RATE_HZ, FPS = 12, 16_000, 25
@@ -73,6 +70,12 @@ def check_port(host: str, port: int, *, is_ours: bool) -> Finding:
 def check_encoder() -> Finding:
     """Encode a few frames with sound, as every video is, and count them in the file."""
     cure = "pip install --force-reinstall av==17.1.0, which brings the encoders of ffmpeg along"
+    try:  # the doctor itself must run where packages are missing
+        import numpy as np
+
+        from liveavatar.media.live_writer import LiveVideoWriter
+    except ImportError as error:
+        return fail("video encoder", str(error), "pip install -r requirements.txt")
     frames = np.linspace(0, 255, FRAMES * 64 * 64 * 3).reshape(FRAMES, 64, 64, 3).astype(np.uint8)
     sound = np.zeros(FRAMES * SAMPLE_RATE_HZ // FPS, np.float32)
     try:

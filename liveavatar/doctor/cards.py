@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import pynvml
-
 _Value = TypeVar("_Value")
 
 # Bits of the clock event reasons that mean a card is held back by heat or power supply.
@@ -71,15 +69,20 @@ class Cards:
     strangers: tuple[tuple[int, int], ...]
 
 
-def read_cards(nvml: Any = pynvml) -> Cards | None:
+def read_cards(nvml: Any = None) -> Cards | None:
     """Ask the driver; None where there is none.
 
     Args:
-        nvml: the module `pynvml`, or one with its functions.
+        nvml: a module with the functions of `pynvml`, which is taken by default.
 
     Raises:
         DriverError: there is a driver, but it does not work.
+        ImportError: `pynvml` is not installed.
     """
+    if nvml is None:
+        import pynvml  # here, so that the doctor runs where packages are missing
+
+        nvml = pynvml
     try:
         nvml.nvmlInit()
     except nvml.NVMLError as error:

@@ -311,6 +311,17 @@ def test_the_whole_examination_as_a_command(tiny: Path, tmp_path: Path) -> None:
         assert bool(finding["cure"]) == (finding["status"] in ("warn", "fail"))
 
 
+def test_the_doctor_speaks_where_no_package_is_installed(tmp_path: Path) -> None:
+    command = [sys.executable, "-S", "-m", "liveavatar.doctor", "--json", "--data-dir", tmp_path]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1, done.stderr
+    by_name = {finding["name"]: finding for finding in json.loads(done.stdout)["findings"]}
+    assert by_name["python"]["status"] == "ok"
+    for name in ("gpus", "packages", "video encoder"):
+        assert by_name[name]["status"] == "fail", by_name[name]
+        assert "pip install -r requirements.txt" in by_name[name]["cure"]
+
+
 def test_the_doctor_itself_loads_no_torch() -> None:
     code = "import liveavatar.doctor.__main__, sys; print('torch' in sys.modules)"
     done = subprocess.run(
