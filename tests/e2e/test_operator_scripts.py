@@ -135,7 +135,12 @@ def test_the_guardian_passes_on_what_stops_it(tmp_path: Path, number: int) -> No
         "while true; do sleep 0.02; done\n"
     )
     script.chmod(0o755)
-    process = subprocess.Popen([ROOT / "guardian.sh", script], stderr=subprocess.PIPE)
+    # Where the tests run in the background, SIGINT is ignored, and a shell cannot take that back.
+    process = subprocess.Popen(
+        [ROOT / "guardian.sh", script],
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 20
     while not (tmp_path / "started").exists():
         assert time.monotonic() < deadline
