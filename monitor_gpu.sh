@@ -4,7 +4,7 @@
 #     ./monitor_gpu.sh [ROUNDS]     without ROUNDS until Ctrl-C
 #
 #   INTERVAL_S=2           seconds between two rounds
-#   THRESHOLD_MB=21000     a card that holds more is warned of: 24 GB cards offer about 22700
+#   THRESHOLD_MB=21000     a card that holds more is warned of
 #   SERVER=http://...      the application, for the state of its group and its queue
 #
 # It changes nothing. A tier that does not fit a card is refused by the plan before anything is
