@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from liveavatar.config import FPS, FRAMES_PER_BLOCK, SPEECH_RATE_HZ
-from liveavatar.engine.group import STOP_S
 from liveavatar.engine.messages import (
     Event,
     Finished,
@@ -27,6 +26,7 @@ from liveavatar.engine.messages import (
     Refused,
     RenderJob,
 )
+from liveavatar.engine.processes import STOP_S
 from liveavatar.errors import LiveAvatarError, WorkerDiedError
 from liveavatar.media.soundtrack import open_soundtrack
 from liveavatar.media.spoken_video import SpokenVideo

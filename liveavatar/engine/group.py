@@ -7,19 +7,15 @@ its own process.
 from __future__ import annotations
 
 import atexit
-import multiprocessing
-import os
 import shutil
-import signal
 import tempfile
 import threading
 import time
 from contextlib import suppress
 from dataclasses import replace
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Protocol
 
 from liveavatar.engine.messages import (
     Cancel,
@@ -32,15 +28,9 @@ from liveavatar.engine.messages import (
     Stop,
     Submit,
 )
-from liveavatar.engine.owner import Owner
+from liveavatar.engine.processes import START_S, STOP_S, RankProcesses, with_news
 from liveavatar.engine.watchdog import Limits, Watchdog
 from liveavatar.errors import DeadlineError, EngineError, MemoryShortError, WorkerDiedError
-
-STOP_S = 10.0
-"""Seconds that ranks get to end by themselves."""
-
-START_S = 120.0
-"""Seconds until the first word of a rank: it reads its libraries, from a cold disk at worst."""
 
 _LAST_WORDS_S = 1.0
 
@@ -89,19 +79,18 @@ class WorkerGroup:
     def __init__(self, spec: GroupSpec) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="liveavatar-"))
         self.spec = replace(spec, folder=self._folder)
-        self._pipes: list[Connection] = []
-        self._processes: list[Any] = []
         self._starting = set(range(spec.world_size))
         self._sending = threading.Lock()
         limits = Limits(max(START_S, spec.silence_s), spec.silence_s, spec.timeout_s)
         self._watchdog = Watchdog(spec.world_size, limits)
+        self._processes = RankProcesses(self.spec)
+        self._pipes = list(self._processes.pipes)
         # Before the handler of multiprocessing, which would wait for ranks that finish their jobs.
         atexit.register(self.kill)
-        try:
-            self._spawn()
-        except BaseException:
-            self.kill()
-            raise
+
+    def pids(self) -> list[int]:
+        """Process of each rank; waits until all are started."""
+        return self._processes.pids()
 
     @property
     def is_ready(self) -> bool:
@@ -146,7 +135,7 @@ class WorkerGroup:
         """
         if not self._pipes:
             raise WorkerDiedError("the worker group has ended; start another")
-        ready = _with_news(self._pipes, timeout_s)
+        ready = with_news(self._pipes, timeout_s)
         quiet = [rank for rank, pipe in enumerate(self._pipes) if pipe not in ready]
         broken = []
         for pipe in ready:
@@ -175,24 +164,17 @@ class WorkerGroup:
         deadline = time.monotonic() + timeout_s
         pipes = list(self._pipes)
         while pipes and (left := deadline - time.monotonic()) > 0:
-            for pipe in _with_news(pipes, left):  # a rank does not end while nobody reads
+            for pipe in with_news(pipes, left):  # a rank does not end while nobody reads
                 try:
                     pipe.recv()
                 except (EOFError, OSError):
                     pipes.remove(pipe)
-        for process in self._processes:
-            process.join(max(0.0, deadline - time.monotonic()))
+        self._processes.join(deadline)
         self.kill()
 
     def kill(self) -> None:
         """End every rank now and remove the group's folder; does nothing twice."""
-        for process in self._processes:
-            if process.is_alive():
-                process.kill()
-        for process in self._processes:
-            process.join(STOP_S)
-        for pipe in self._pipes:
-            pipe.close()
+        self._processes.kill()
         self._pipes = []
         shutil.rmtree(self._folder, ignore_errors=True)
         atexit.unregister(self.kill)
@@ -210,18 +192,6 @@ class WorkerGroup:
             self.close()
         else:
             self.kill()
-
-    def _spawn(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        for rank in range(self.spec.world_size):
-            ours, theirs = context.Pipe()
-            process = context.Process(
-                target=_run_rank, args=(rank, self.spec, theirs), name=f"rank {rank}", daemon=True
-            )
-            process.start()
-            theirs.close()  # so that the pipe breaks when the rank ends
-            self._pipes.append(ours)
-            self._processes.append(process)
 
     def _complain(self, quiet: list[int]) -> None:
         complaint = self._watchdog.complaint(quiet)
@@ -247,13 +217,13 @@ class WorkerGroup:
         deadline = time.monotonic() + _LAST_WORDS_S
         failures, pipes = [failure], list(self._pipes)
         while pipes and (left := deadline - time.monotonic()) > 0:
-            for pipe in _with_news(pipes, left):
+            for pipe in with_news(pipes, left):
                 try:
                     message = pipe.recv()
                 except (EOFError, OSError):
                     pipes.remove(pipe)
                     rank = self._pipes.index(pipe)
-                    if (self._exit_code(rank, deadline) or 0) < 0:
+                    if self._processes.was_killed(rank, deadline):
                         return self._death_of(rank)
                     continue
                 if isinstance(message, Failed):
@@ -263,35 +233,5 @@ class WorkerGroup:
         return kind(f"rank {cause.rank} failed: {cause.reason}")
 
     def _death_of(self, rank: int) -> EngineError:
-        code = self._exit_code(rank, time.monotonic() + STOP_S)
-        if code is None:
-            return WorkerDiedError(f"rank {rank} broke its pipe, yet does not end")
-        if code < 0:
-            return WorkerDiedError(f"rank {rank} was killed by signal {-code}")
-        return WorkerDiedError(f"rank {rank} ended with status {code}")
-
-    def _exit_code(self, rank: int, deadline: float) -> int | None:
-        """Exit status of a rank whose pipe broke, or minus the signal; None if it is not gone."""
-        self._processes[rank].join(max(0.0, deadline - time.monotonic()))
-        code: int | None = self._processes[rank].exitcode
-        return code
-
-
-def _run_rank(rank: int, spec: GroupSpec, pipe: Connection) -> None:
-    """Run a rank; here, so that the owner's process needs no torch to name it."""
-    # Signals from a terminal or a service manager reach every process; what they mean is for the
-    # owner to say, and for the media rank, which lets the jobs at hand finish.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    owner = Owner(pipe)  # before torch is read, which takes seconds
-    # Threads of a rank that waits must leave the cores to the ranks that work, instead of spinning.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from liveavatar.engine.worker import worker_main
-
-    worker_main(rank, spec, owner)
-
-
-def _with_news(pipes: list[Connection], timeout_s: float) -> list[Connection]:
-    """The pipes that hold a message or are broken, once there is one."""
-    ready = wait(pipes, timeout=timeout_s)
-    return [pipe for pipe in pipes if pipe in ready]
+        end = self._processes.end_of(rank, time.monotonic() + STOP_S)
+        return WorkerDiedError(f"rank {rank} {end or 'broke its pipe, yet does not end'}")

@@ -109,11 +109,6 @@ def until_it_speaks(group: WorkerGroup, rank: int) -> None:
     raise AssertionError(f"rank {rank} said nothing")
 
 
-def pids(group: WorkerGroup) -> list[int]:
-    """Process of each rank."""
-    return [process.pid for process in group._processes]
-
-
 def is_running(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

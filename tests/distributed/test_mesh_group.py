@@ -17,7 +17,6 @@ from tests.distributed.rendering import (
     Studio,
     none_runs,
     outcome,
-    pids,
     running,
     spec,
     started,
@@ -74,7 +73,7 @@ def test_a_killed_peer_is_named_and_leaves_no_process_and_no_port(
     tiny: Path, studio: Studio, degrees: dict[str, int]
 ) -> None:
     with running(started(shared(tiny, **degrees))) as group:
-        ranks, job = pids(group), studio.job(0.4)
+        ranks, job = group.pids(), studio.job(0.4)
         group.submit(job)
         assert isinstance(outcome(group, job.number), Finished)
         assert len(decode_video(job.live_path)) == job.timeline.num_frames
@@ -95,7 +94,7 @@ def test_a_killed_peer_is_named_and_leaves_no_process_and_no_port(
 
 def test_a_peer_that_hangs_ends_the_group_within_its_deadline(tiny: Path, studio: Studio) -> None:
     with running(started(replace(shared(tiny, sp=2), timeout_s=5))) as group:
-        ranks, job = pids(group), studio.long_job()
+        ranks, job = group.pids(), studio.long_job()
         group.submit(job)
         wait_for_progress(group, job.number)
         os.kill(ranks[1], signal.SIGSTOP)

@@ -20,9 +20,18 @@ Launch = Callable[..., subprocess.Popen[str]]
 
 def ranks_of(parent: int) -> list[int]:
     """Processes that the command started and that still run, in the order of their ranks."""
-    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-    named = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children}
-    return sorted(int(pid) for pid, line in named.items() if b"spawn_main" in line)
+    origin = next(pid for pid in children_of(parent) if b"forkserver" in command_line(pid))
+    return sorted(children_of(origin))
+
+
+def children_of(pid: int) -> list[int]:
+    # A child belongs to the thread that started it.
+    lists = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for each in lists for child in each.read_text().split()]
+
+
+def command_line(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def is_running(pid: int) -> bool:

@@ -27,6 +27,8 @@ ENGINE_WITHOUT_TORCH = [
     "group_state",
     "messages",
     "job_files",
+    "owner",
+    "processes",
     "running_job",
     "supervisor",
 ]
