@@ -21,12 +21,8 @@ from torch import Tensor
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from liveavatar.errors import CheckpointError, RequestError
-from liveavatar.model.checkpoint_files import (
-    TensorFiles,
-    load_into,
-    open_tensor_files,
-    read_json_table,
-)
+from liveavatar.model.checkpoint_files import TensorFiles, load_into, open_tensor_files
+from liveavatar.model.damage import read_json_table
 
 SAMPLE_RATE_HZ = 16_000
 STATE_RATE_HZ = 50

@@ -9,20 +9,25 @@ fills a module that was built on the meta device.
 Whatever is wrong with a file becomes one `CheckpointError` line that names it.
 """
 
-import json
-import pickle
-import struct
-import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from liveavatar.errors import CheckpointError
+from liveavatar.model.damage import (
+    changed_since,
+    damaged,
+    first_bytes,
+    one_line,
+    read_json_table,
+    reason,
+)
+from liveavatar.model.pickled_files import PICKLE_SUFFIXES, PickledFiles, is_pickle, map_pickled
 
 Part = slice | tuple[slice, ...]
 Shape = tuple[int, ...]
@@ -30,8 +35,6 @@ Rename = Callable[[str], str] | Mapping[str, str]
 Transform = Callable[[str, Tensor], Tensor]
 
 INDEX_SUFFIX = ".safetensors.index.json"
-PICKLE_SUFFIXES = (".pth", ".pt", ".bin")
-JSON_LIMIT_BYTES = 64 * 2**20
 
 _DTYPES = {
     "BOOL": torch.bool,
@@ -48,23 +51,6 @@ _DTYPES = {
     "F64": torch.float64,
 }
 
-# What reading a damaged zip or pickle was seen to raise: the unpickler runs on arbitrary bytes.
-_PICKLE_FAILURES = (
-    pickle.UnpicklingError,
-    struct.error,
-    OSError,
-    EOFError,
-    RuntimeError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    AssertionError,
-    ArithmeticError,
-    MemoryError,
-    ImportError,
-)
-
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
@@ -78,8 +64,8 @@ class TensorEntry:
 class TensorFiles:
     """The tensors of one checkpoint by name; nothing is held open between two reads.
 
-    A file stays mapped only while one tensor is copied out of it: pages of a longer-lived
-    mapping would add up to the whole file in this process's resident memory.
+    A file stays mapped only while one tensor is copied out of it, or a few with `many_reads`: pages
+    of a longer-lived mapping would add up to the whole file in this process's resident memory.
 
     Args:
         path: the file or index the checkpoint was opened by, for messages.
@@ -89,6 +75,8 @@ class TensorFiles:
     def __init__(self, path: Path, entries: Mapping[str, TensorEntry]) -> None:
         self.path = path
         self._entries = dict(entries)
+        self._pickled = PickledFiles()
+        self._readers = 0
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries
@@ -140,8 +128,22 @@ class TensorFiles:
         """
         entry = self._entry(name)
         wanted = dtype if dtype is not None and entry.dtype.is_floating_point else entry.dtype
-        read = _read_pickled if _is_pickle(entry.path) else _read_safetensors
-        return read(entry.path, name, torch.device(device), wanted, part)
+        if not is_pickle(entry.path):
+            return _read_safetensors(entry.path, name, torch.device(device), wanted, part)
+        with self.many_reads():
+            tensor = self._pickled.view(entry.path, name)
+            return _own_copy(tensor if part is None else tensor[part], torch.device(device), wanted)
+
+    @contextmanager
+    def many_reads(self) -> Iterator[None]:
+        """Within it, the contents of a `.pth` file are listed once, not for every tensor."""
+        self._readers += 1
+        try:
+            yield
+        finally:
+            self._readers -= 1
+            if not self._readers:
+                self._pickled.close()
 
     def _entry(self, name: str) -> TensorEntry:
         try:
@@ -171,7 +173,7 @@ def open_tensor_files(path: str | Path) -> TensorFiles:
         return TensorFiles(path, _sharded_entries(path))
     if path.suffix == ".safetensors":
         return TensorFiles(path, _safetensors_entries(path))
-    if _is_pickle(path):
+    if is_pickle(path):
         return TensorFiles(path, _pickled_entries(path))
     raise CheckpointError(
         f"{path} is no weight file: expected a name that ends with .safetensors, "
@@ -216,16 +218,17 @@ def load_into(
     for name, target in targets.items():
         _check_shape(files, stored_names[name], tuple(target.shape))
     loaded: dict[str, Tensor] = {}
-    for name, target in targets.items():
-        stored_name = stored_names[name]
-        if stored_name not in loaded:
-            tensor = files.read(stored_name, device, dtype)
-            if transform is not None:
-                tensor = _transformed(name, tensor, transform)
-            if isinstance(target, nn.Parameter):  # made once, so that tied weights stay tied
-                tensor = nn.Parameter(tensor, requires_grad=False)
-            loaded[stored_name] = tensor
-        assign(module, name, loaded[stored_name])
+    with files.many_reads():
+        for name, target in targets.items():
+            stored_name = stored_names[name]
+            if stored_name not in loaded:
+                tensor = files.read(stored_name, device, dtype)
+                if transform is not None:
+                    tensor = _transformed(name, tensor, transform)
+                if isinstance(target, nn.Parameter):  # made once, so that tied weights stay tied
+                    tensor = nn.Parameter(tensor, requires_grad=False)
+                loaded[stored_name] = tensor
+            assign(module, name, loaded[stored_name])
     _move_other_buffers(module, targets, torch.device(device))
     return frozenset(loaded)
 
@@ -292,76 +295,6 @@ def _move_other_buffers(module: nn.Module, stored: Iterable[str], device: torch.
         assign(module, name, buffer.to(device))
 
 
-# One line for every kind of damage.
-
-
-def _one_line(text: str) -> str:
-    """Return text from elsewhere on one line of bounded length."""
-    words = " ".join(text.split())
-    return words if len(words) <= 160 else words[:157] + "..."
-
-
-def _reason(error: BaseException) -> str:
-    return _one_line(f"{type(error).__name__}: {error}")
-
-
-def _damaged(path: Path, error: BaseException) -> NoReturn:
-    raise CheckpointError(
-        f"{path} is damaged or incomplete ({_reason(error)}): fetch it again"
-    ) from error
-
-
-def _is_pickle(path: Path) -> bool:
-    return path.suffix in PICKLE_SUFFIXES
-
-
-def first_bytes(path: Path) -> bytes:
-    """Return the start of a file, after refusing what cannot be part of a checkpoint.
-
-    Raises:
-        CheckpointError: missing, a folder, unreadable, empty, a git-lfs pointer, a web page.
-    """
-    try:
-        if not path.exists():
-            raise CheckpointError(f"{path} is missing: fetch it")
-        if not path.is_file():  # a folder, or something whose reading may never end
-            raise CheckpointError(f"{path} is a folder or a device, expected a file")
-        with path.open("rb") as file:
-            start = file.read(512)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {_reason(error)}") from error
-    if not start:
-        raise CheckpointError(f"{path} has zero bytes: fetch it again")
-    if start.startswith(b"version https://git-lfs"):
-        raise CheckpointError(
-            f"{path} is a git-lfs pointer, not the file it stands for: fetch the real file, "
-            "for example with 'git lfs pull'"
-        )
-    if start.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"<":
-        raise CheckpointError(f"{path} is a web page saved under that name: fetch the real file")
-    return start
-
-
-def read_json_table(path: Path) -> dict[str, Any]:
-    """Read a JSON file of a checkpoint, such as `config.json`, whose top level is a table.
-
-    Raises:
-        CheckpointError: missing, damaged, not JSON, not a table or implausibly large.
-    """
-    first_bytes(path)
-    try:
-        if path.stat().st_size > JSON_LIMIT_BYTES:
-            raise CheckpointError(f"{path} is larger than 64 MiB: it is not the file expected here")
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path} is not valid JSON ({_reason(error)}): fetch it again"
-        ) from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds no JSON table of names and values: fetch it again")
-    return content
-
-
 # Folders and indexes.
 
 
@@ -369,7 +302,7 @@ def _file_in_folder(folder: Path) -> Path:
     try:
         names = sorted(entry.name for entry in folder.iterdir())
     except OSError as error:
-        raise CheckpointError(f"folder {folder} cannot be read: {_reason(error)}") from error
+        raise CheckpointError(f"folder {folder} cannot be read: {reason(error)}") from error
     indexes = [name for name in names if name.endswith(INDEX_SUFFIX)]
     singles = [name for name in names if name.endswith(".safetensors")]
     found = indexes or singles
@@ -393,7 +326,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     for name, shard in table.items():
         if not _is_plain_file_name(shard):
             raise CheckpointError(
-                f"{index}: tensor '{name}' points to {_one_line(repr(shard))}, "
+                f"{index}: tensor '{name}' points to {one_line(repr(shard))}, "
                 "expected the name of a .safetensors file beside the index"
             )
     return table
@@ -425,7 +358,7 @@ def _sharded_entries(index: Path) -> dict[str, TensorEntry]:
     return {name: shards[shard][name] for name, shard in table.items()}
 
 
-# The two file formats.
+# Formats.
 
 
 def _safetensors_entries(path: Path) -> dict[str, TensorEntry]:
@@ -435,7 +368,7 @@ def _safetensors_entries(path: Path) -> dict[str, TensorEntry]:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             stored = {name: (tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
     except (SafetensorError, OSError, ValueError, OverflowError) as error:
-        _damaged(path, error)
+        damaged(path, error)
     if not stored:
         raise CheckpointError(f"{path} holds no tensors: fetch it again")
     for name, (_, stored_dtype) in stored.items():
@@ -456,81 +389,15 @@ def _read_safetensors(
         with safe_open(path, framework="pt", device="cpu") as file:
             tensor = file.get_tensor(name) if part is None else file.get_slice(name)[part]
     except (SafetensorError, OSError, ValueError) as error:
-        _changed_since(path, name, error)
+        changed_since(path, name, error)
     return _own_copy(tensor, device, dtype)
 
 
 def _pickled_entries(path: Path) -> dict[str, TensorEntry]:
-    if not first_bytes(path).startswith(b"PK"):
-        raise CheckpointError(
-            f"{path} is not a zipped torch file: fetch it again, or if it is in the old format "
-            "re-save it with torch.save(torch.load(path, weights_only=True), path)"
-        )
     return {
         name: TensorEntry(path, tuple(tensor.shape), tensor.dtype)
-        for name, tensor in _map_pickled(path).items()
+        for name, tensor in map_pickled(path).items()
     }
-
-
-def _read_pickled(
-    path: Path, name: str, device: torch.device, dtype: torch.dtype, part: Part | None
-) -> Tensor:
-    try:
-        tensor = _map_pickled(path)[name]
-    except KeyError as error:
-        _changed_since(path, name, error)
-    return _own_copy(tensor if part is None else tensor[part], device, dtype)
-
-
-def _map_pickled(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a `.pth` as views of the mapped file; nothing is read yet."""
-    try:
-        with warnings.catch_warnings():
-            # A torch warning about an odd archive comes with an error, which is what we report.
-            warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} holds Python objects, or is damaged: expected nothing but a flat table of "
-            "tensors, which is all that is read from a file of unknown origin"
-        ) from error
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing: fetch it") from error
-    except _PICKLE_FAILURES as error:
-        _damaged(path, error)
-    return _flat_table(path, content)
-
-
-def _flat_table(path: Path, content: Any) -> dict[str, Tensor]:
-    if not isinstance(content, dict) or not content:
-        raise CheckpointError(
-            f"{path} holds {_kind(content)}, expected a flat table of tensor names to tensors"
-        )
-    for name, tensor in content.items():
-        if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise CheckpointError(
-                f"{path}: entry {_one_line(repr(name))} holds {_kind(tensor)}, "
-                "expected a flat table of tensors; if they are nested under it, re-save that part"
-            )
-        if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-            raise CheckpointError(
-                f"{path}: tensor '{name}' is sparse, quantised or empty of values, "
-                "expected plain dense values"
-            )
-    return dict(content)
-
-
-def _kind(value: object) -> str:
-    if isinstance(value, Mapping):
-        return "an empty table" if not value else "a nested table"
-    return f"a value of type {type(value).__name__}"
-
-
-def _changed_since(path: Path, name: str, error: BaseException) -> NoReturn:
-    raise CheckpointError(
-        f"tensor '{name}' cannot be read from {path} ({_reason(error)}): "
-        "the file was removed, replaced or cut since it was opened"
-    ) from error
 
 
 def _own_copy(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -19,7 +19,8 @@ from torch import Tensor
 from transformers import UMT5Config, UMT5EncoderModel
 
 from liveavatar.errors import CheckpointError
-from liveavatar.model.checkpoint_files import TensorFiles, first_bytes, load_into, open_tensor_files
+from liveavatar.model.checkpoint_files import TensorFiles, load_into, open_tensor_files
+from liveavatar.model.damage import first_bytes
 
 PAD_TOKEN_ID = 0
 END_TOKEN_ID = 1

@@ -14,14 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from liveavatar.errors import CheckpointError
-from liveavatar.model.checkpoint_files import (
-    assign,
-    first_bytes,
-    load_into,
-    open_tensor_files,
-    read_json_table,
-    require,
-)
+from liveavatar.model.checkpoint_files import assign, load_into, open_tensor_files, require
+from liveavatar.model.damage import first_bytes, read_json_table
 
 INDEX = "model.safetensors.index.json"
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n"
@@ -136,6 +130,35 @@ def test_reading_a_whole_file_keeps_memory_near_one_tensor(tmp_path: Path, suffi
         tensor = files.read(name)
         assert resident_bytes() - before < 40 * mib  # 128 MiB if pages of the file stayed
     assert tensor.numel() == 2 * mib
+
+
+def test_loading_a_pth_lists_its_tensors_once_and_keeps_no_file_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(20)))
+    torch.save(module.state_dict(), tmp_path / "many.pth")
+    files = open_tensor_files(tmp_path / "many.pth")
+    listings, load = [], torch.load
+    monkeypatch.setattr(torch, "load", lambda *a, **k: listings.append(a) or load(*a, **k))
+    empty = torch.nn.Sequential(*(torch.nn.Linear(4, 4, device="meta") for _ in range(20)))
+    assert len(load_into(empty, files)) == 40
+    assert len(listings) == 1
+    assert all(map(torch.equal, empty.state_dict().values(), module.state_dict().values()))
+    assert "many.pth" not in Path("/proc/self/maps").read_text()
+
+
+def test_a_pth_is_mapped_anew_before_its_pages_fill_the_memory(tmp_path: Path) -> None:
+    mib = 2**20
+    torch.save(
+        {f"t{i}": torch.full((64 * mib,), i, dtype=torch.uint8) for i in range(9)},
+        tmp_path / "large.pth",
+    )
+    files = open_tensor_files(tmp_path / "large.pth")
+    before = resident_bytes()
+    with files.many_reads():
+        for i, name in enumerate(files.names()):
+            assert files.read(name)[-1] == i
+            assert resident_bytes() - before < 450 * mib  # 576 MiB if all pages stayed
 
 
 def resident_bytes() -> int:
