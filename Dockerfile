@@ -42,7 +42,7 @@ ENV PATH=/app/.venv/bin:$PATH \
 VOLUME ["/data", "/checkpoints"]
 EXPOSE 7860
 
-# A server that asks to log in (401) is alive as well; 503 means that nothing is rendered.
+# 200 also where others have to log in; 503 means that nothing is rendered.
 HEALTHCHECK --interval=30s --timeout=5s --start-period=120s --retries=3 \
     CMD ["python", "scripts/healthcheck.py"]
 

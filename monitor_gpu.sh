@@ -46,7 +46,10 @@ try:
 except urllib.error.HTTPError as error:
     answer = error  # 503 while nothing is rendered, with the same content
 health = json.load(answer)
-print(f"server {health['status']}, group {health['group']}, {health['queue_length']} queued")
+words = [f"server {health['status']}"]
+if "group" in health:  # else it asks to log in
+    words += [f"group {health['group']}", f"{health['queue_length']} queued"]
+print(", ".join(words))
 END
 }
 

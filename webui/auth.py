@@ -25,14 +25,18 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from liveavatar.errors import ConfigError
+from webui.guard import client_of, refuse
 from webui.schemas import RefusalError
 
 SESSION_COOKIE = "la_session"
+OPEN_PATHS = ("/login", "/login/", "/healthz")
+"""What answers to strangers, too: the page to log in, and whether the server lives, in one word."""
 
 _SESSION_S = 14 * 24 * 3600
 _MAX_FORM_BYTES = 4096
-_MOST_FAILURES = 10
 _FAILURES_S = 60.0
+_MOST_FAILURES = 10  # of one sender in that time
+_MOST_FAILURES_IN_ALL = 200
 _USER_KEY = "liveavatar.user"
 
 router = APIRouter(include_in_schema=False)
@@ -49,22 +53,31 @@ class Accounts:
     def __init__(self, passwords: Mapping[str, str], key: bytes) -> None:
         self._key = key
         self._digests = {user: self._digest(password) for user, password in passwords.items()}
-        self._failures: deque[float] = deque(maxlen=_MOST_FAILURES)
+        self._failures: deque[tuple[float, str]] = deque()
 
-    def check(self, user: str, password: str) -> bool:
+    def check(self, user: str, password: str, sender: str = "") -> bool:
         """Whether a password is right; takes the same time for any wrong one.
+
+        Args:
+            user: who wants to log in.
+            password: what is claimed.
+            sender: where it comes from; wrong ones are counted for each, so that nobody locks out
+                others.
 
         Raises:
             RefusalError: too many were wrong lately.
         """
         now = time.monotonic()
-        if len(self._failures) == _MOST_FAILURES and now - self._failures[0] < _FAILURES_S:
+        while self._failures and now - self._failures[0][0] > _FAILURES_S:
+            self._failures.popleft()
+        of_sender = sum(1 for _, failed in self._failures if failed == sender)
+        if of_sender >= _MOST_FAILURES or len(self._failures) >= _MOST_FAILURES_IN_ALL:
             raise RefusalError(429, "too many wrong passwords; wait a minute")
         # A user that is not there costs the same comparison.
         known = self._digests.get(user, self._digest(secrets.token_hex(16)))
         if hmac.compare_digest(known, self._digest(password)):
             return True
-        self._failures.append(now)
+        self._failures.append((now, sender))
         return False
 
     def new_session(self, user: str) -> str:
@@ -73,8 +86,12 @@ class Accounts:
         text = f"{name}.{int(time.time()) + _SESSION_S}"
         return f"{text}.{self._signature(text)}"
 
-    def user_of(self, headers: Headers, cookies: Mapping[str, str]) -> str | None:
-        """Who sends a request: by session or by Basic authentication; None if nobody known."""
+    def user_of(self, headers: Headers, cookies: Mapping[str, str], sender: str = "") -> str | None:
+        """Who sends a request: by session or by Basic authentication; None if nobody known.
+
+        Raises:
+            RefusalError: too many passwords from there were wrong lately.
+        """
         session = cookies.get(SESSION_COOKIE)
         if session is not None and (user := self._user_of_session(session)) is not None:
             return user
@@ -85,13 +102,13 @@ class Accounts:
             user, _, password = base64.b64decode(encoded, validate=True).decode().partition(":")
         except (binascii.Error, ValueError):
             return None
-        return user if self.check(user, password) else None
+        return user if self.check(user, password, sender) else None
 
     def _user_of_session(self, session: str) -> str | None:
         text, _, signature = session.rpartition(".")
         if not hmac.compare_digest(signature.encode(), self._signature(text).encode()):
             return None
-        name, _, until = text.partition(".")
+        name, _, until = text.partition(".")  # signed here, so it is what `new_session` made
         user = base64.urlsafe_b64decode(name).decode()
         return user if user in self._digests and int(until) > time.time() else None
 
@@ -120,18 +137,21 @@ class LoginGate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on with the user's name in the scope, or ask to log in."""
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":  # a browser's WebSocket would carry no password that we ask for
+            await send({"type": "websocket.close", "code": 1008})
             return
         request = Request(scope)
         try:
-            user = self._accounts.user_of(request.headers, request.cookies)
+            user = self._accounts.user_of(request.headers, request.cookies, client_of(scope))
         except RefusalError as refusal:
-            body = {"error": {"field": None, "message": str(refusal)}}
-            await JSONResponse(body, status_code=refusal.status)(scope, receive, send)
+            answer = refuse(refusal.status, str(refusal), {"Retry-After": str(int(_FAILURES_S))})
+            await answer(scope, receive, send)
             return
         path: str = scope["path"]
-        is_open = path in ("/login", "/login/") or path.startswith(self._open)
+        is_open = path in OPEN_PATHS or path.startswith(self._open)
         if user is None and not is_open:
             await _ask_to_log_in(request)(scope, receive, send)
             return
@@ -197,7 +217,7 @@ async def log_in(request: Request) -> Response:
     form = parse_qs(body.decode("utf-8", "replace"))
     user, password, target = (form.get(name, [""])[0] for name in ("username", "password", "next"))
     wants_page = "text/html" in request.headers.get("accept", "")
-    if accounts is not None and not accounts.check(user, password):
+    if accounts is not None and not accounts.check(user, password, client_of(request.scope)):
         if wants_page:
             page = _page(target, message="The name or the password is wrong.")
             return HTMLResponse(page, status_code=401)

@@ -1,53 +1,32 @@
-"""The gate in front of every route: hosts, origins, sizes, and what Gradio 4.25 leaves open.
+"""The gate in front of every route: host names, origins, sizes, and the headers of every answer.
 
-Gradio 4.25.0 is pinned and has known holes. What our page does not need is refused here, before
-Gradio sees it; `gradio_locks.py` closes what lies deeper. Every answer leaves with the headers that
-keep content inert.
+What is behind it may rely on: the request was meant for this server, a browser sent it from our own
+page or a program did, its body has a stated length within the limits, and its sender does not keep
+us waiting for the rest of it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
-import json
 import re
 import socket
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-_JSON_BYTES = 1_000_000
-_SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+from webui.content_policy import content_policy
 
-# Parts of Gradio that no page of ours uses; each can be turned against the server.
-_CLOSED = re.compile(
-    r"/(proxy=|custom_component/|component_server|file/|stream/|reset|dev/|run/|login_check|token)"
-)
-_FILE = "/file="
+CLIENT_KEY = "liveavatar.client"
+"""Where the scope tells whose request it is: an address; see `client_of`."""
 
-_CONTENT_POLICY = "; ".join(
-    (
-        "default-src 'self'",
-        "script-src 'self' 'unsafe-inline'",  # Gradio's page carries its configuration inline
-        "style-src 'self' 'unsafe-inline'",
-        "img-src 'self' data: blob:",
-        "media-src 'self' blob:",
-        "font-src 'self' data:",
-        "connect-src 'self'",
-        "worker-src 'self' blob:",
-        "frame-ancestors 'self'",
-        "base-uri 'self'",
-        "form-action 'self'",
-        "object-src 'none'",
-    )
-)
-_INERT_POLICY = "sandbox; default-src 'none'"
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+
 _HEADERS = {
+    "Content-Security-Policy": content_policy(),
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "SAMEORIGIN",
     "Referrer-Policy": "same-origin",
@@ -65,15 +44,15 @@ class GuardSettings:
         hosts: names under which the server may be asked for, beside addresses and localhost.
         public_hosts: names of tunnels that lead here over https; may change while it runs.
         body_bytes: largest request body.
-        trusts_proxy: keep X-Forwarded-* headers, which a proxy of the operator's own sets.
-        files: the only folder out of which Gradio may serve and take files; None for none.
+        body_pause_s: longest time without a byte of a body that is still to come, seconds.
+        trusts_proxy: believe X-Forwarded-* headers, which a proxy of the operator's own sets.
     """
 
     hosts: frozenset[str] = frozenset()
     public_hosts: set[str] = field(default_factory=set)
     body_bytes: int = 250_000_000
+    body_pause_s: float = 30.0
     trusts_proxy: bool = False
-    files: Path | None = None
 
 
 class Guard:
@@ -97,25 +76,30 @@ class Guard:
         if scope["type"] != "http":  # nothing here speaks WebSocket
             await send({"type": "websocket.close", "code": 1008})
             return
+        self._settle_headers(scope)
+        answer = _hardened(send)
+        refusal = self._refusal(scope)
+        if refusal is not None:
+            await refuse(*refusal)(scope, receive, answer)
+            return
+        if scope["method"] not in SAFE_METHODS:
+            receive = _impatient(receive, self._settings.body_pause_s)
+        await self._app(scope, receive, answer)
+
+    def _settle_headers(self, scope: Scope) -> None:
+        """Decide who asks and over what, and drop what only a proxy of ours may say."""
+        headers = Headers(scope=scope)
+        is_public = _host_name(headers.get("host", "")) in self._settings.public_hosts
+        told = self._settings.trusts_proxy or is_public
+        scope[CLIENT_KEY] = _sender(scope, headers.getlist("x-forwarded-for") if told else [])
+        if is_public:
+            scope["scheme"] = "https"
         if not self._settings.trusts_proxy:
             scope["headers"] = [
                 (name, value)
                 for name, value in scope["headers"]
                 if not name.startswith(b"x-forwarded-") and name != b"forwarded"
             ]
-        if _host_name(Headers(scope=scope).get("host", "")) in self._settings.public_hosts:
-            scope["scheme"] = "https"
-        refusal = self._refusal(scope)
-        if refusal is None and _is_json_call(scope):
-            body, refusal = await self._checked_body(receive)
-            receive = _replayed(body, receive)
-        answer = _hardened(scope, send)
-        if refusal is not None:
-            status, message = refusal
-            content = {"error": {"field": None, "message": message}}
-            await JSONResponse(content, status_code=status)(scope, receive, answer)
-            return
-        await self._app(scope, receive, answer)
 
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
         """Status and message, if the request goes no further."""
@@ -126,27 +110,23 @@ class Guard:
                 f"host: this server is not asked for under the name {host[:60]!r}; name it with "
                 "--allow-host"
             )
-        if scope["method"] not in _SAFE_METHODS and not _is_same_origin(headers):
+        if scope["method"] not in SAFE_METHODS and not _is_same_origin(headers):
             return 403, "origin: the request comes from another site"
         path = unquote(scope["path"])
-        if _CLOSED.match(path) or ".." in path.split("/"):
+        if ".." in path.split("/") or "\0" in path:
             return 404, "there is nothing here"
-        if path.startswith(_FILE) and not self._may_read(path.removeprefix(_FILE)):
-            return 403, "this file is not served"
         return self._size_refusal(scope, headers)
 
     def _size_refusal(self, scope: Scope, headers: Headers) -> tuple[int, str] | None:
-        if scope["method"] in _SAFE_METHODS:
+        if scope["method"] in SAFE_METHODS:
             return None
         stated = headers.get("content-length")
         if stated is None:
             chunked = "transfer-encoding" in headers
             return (411, "content-length: is missing; state it") if chunked else None
-        if not stated.isdecimal() or int(stated) > self._settings.body_bytes:
+        if not stated.isdecimal() or len(stated) > 15 or int(stated) > self._settings.body_bytes:
             most = self._settings.body_bytes
             return 413, f"the request is larger than {most / 1e6:g} MB, the most that is accepted"
-        if _is_json_call(scope) and int(stated) > _JSON_BYTES:
-            return 413, f"the request is larger than {_JSON_BYTES / 1e6:g} MB"
         return None
 
     def _is_known(self, host: str) -> bool:
@@ -157,55 +137,34 @@ class Guard:
             return host in self._hosts or host in self._settings.public_hosts
         return True
 
-    def _may_read(self, name: str) -> bool:
-        folder = self._settings.files
-        if folder is None or "://" in name or name.startswith("//"):
-            return False
-        path, root = Path(name).resolve(), folder.resolve()
-        return path.is_relative_to(root) and path != root
 
-    async def _checked_body(self, receive: Receive) -> tuple[bytes, tuple[int, str] | None]:
-        """Read a small JSON body; no value in it may name a file or an address of its own."""
-        body = b""
-        while True:
-            message = await receive()
-            body += message.get("body", b"")
-            if len(body) > _JSON_BYTES:
-                return b"", (413, f"the request is larger than {_JSON_BYTES / 1e6:g} MB")
-            if message["type"] == "http.disconnect" or not message.get("more_body"):
-                break
-        try:
-            content = json.loads(body) if body else None
-        except (ValueError, RecursionError):
-            return b"", (400, "expected a body of JSON")
-        for path in _paths_in(content):
-            if not isinstance(path, str) or not self._may_read(path):
-                return b"", (403, "path: names a file that was not uploaded here")
-        return body, None
+def client_of(scope: Scope) -> str:
+    """Whose request this is, as far as the connection tells: an address, of IPv6 the network."""
+    client: str = scope.get(CLIENT_KEY, "unknown")
+    return client
 
 
-def _is_json_call(scope: Scope) -> bool:
-    """Whether this is a call of a Gradio function, whose arguments may name files."""
-    path = unquote(scope["path"])
-    return scope["method"] == "POST" and path.startswith(("/queue/", "/call/", "/api/predict"))
+def refuse(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """An answer of the gates, in the form that every refusal has."""
+    content = {"error": {"field": None, "message": message}}
+    return JSONResponse(content, status_code=status, headers=headers)
 
 
-def _paths_in(content: Any) -> Iterable[Any]:
-    """Values under the key "path", however deep, also in strings that hold JSON."""
-    waiting = [content]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, dict):
-            if value.get("path") is not None:
-                yield value["path"]
-            waiting += value.values()
-        elif isinstance(value, list):
-            waiting += value
-        elif isinstance(value, str) and '"path"' in value:
-            try:
-                waiting.append(json.loads(value))
-            except (ValueError, RecursionError):
-                continue
+def _sender(scope: Scope, forwarded: list[str]) -> str:
+    """The address that asks; behind a proxy, the one that the nearest proxy saw.
+
+    Earlier entries of X-Forwarded-For are whatever the sender likes to claim.
+    """
+    peer = scope.get("client")
+    text = forwarded[-1].rpartition(",")[2].strip() if forwarded else (peer[0] if peer else "")
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return "unknown"
+    if isinstance(address, ipaddress.IPv6Address):
+        # Whoever has one address of IPv6 has 2**64 of them.
+        return str(ipaddress.ip_network((address, 64), strict=False))
+    return str(address)
 
 
 def _host_name(host: str) -> str:
@@ -219,20 +178,33 @@ def _is_same_origin(headers: Headers) -> bool:
     if headers.get("sec-fetch-site") in ("cross-site", "same-site"):
         return False
     origin = headers.get("origin")
-    return origin is None or urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
+    if origin is None:
+        return True
+    try:
+        return urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
+    except ValueError:
+        return False
 
 
-def _replayed(body: bytes, receive: Receive) -> Receive:
-    """Give a body that was read once more, then what follows it."""
-    waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+def _impatient(receive: Receive, pause_s: float) -> Receive:
+    """Receive a body; a sender that pauses too long counts as gone."""
+    whole = False
 
-    async def again() -> Message:
-        return waiting.pop() if waiting else await receive()
+    async def received() -> Message:
+        nonlocal whole
+        if whole:  # from here on, a route waits for the end of the connection
+            return await receive()
+        try:
+            message = await asyncio.wait_for(receive(), pause_s)
+        except asyncio.TimeoutError:
+            return {"type": "http.disconnect"}
+        whole = not message.get("more_body", False)
+        return message
 
-    return again
+    return received
 
 
-def _hardened(scope: Scope, send: Send) -> Send:
+def _hardened(send: Send) -> Send:
     """Send with our headers on every answer, and without leave for other sites."""
 
     async def hardened(message: Message) -> None:
@@ -242,10 +214,6 @@ def _hardened(scope: Scope, send: Send) -> Send:
                 del headers[name]
             for name, value in _HEADERS.items():
                 headers.setdefault(name, value)
-            if unquote(scope["path"]).startswith(_FILE):
-                headers["Content-Security-Policy"] = _INERT_POLICY
-            else:
-                headers.setdefault("Content-Security-Policy", _CONTENT_POLICY)
         await send(message)
 
     return hardened

@@ -6,7 +6,10 @@ import os
 from pathlib import Path
 
 from fastapi import FastAPI, Response
+from starlette.routing import Mount
 
+from webui.gradio_gate import GradioGate
+from webui.gradio_uploads import upload_route
 from webui.service import Service
 
 
@@ -20,13 +23,18 @@ def mount_page(app: FastAPI, service: Service) -> FastAPI:
 
     from webui.gradio_locks import lock_gradio
     from webui.page import build_page
+    from webui.page_handlers import EXAMPLE_FOLDER
     from webui.page_head import OwnHead
 
-    lock_gradio(folder)
+    lock_gradio(folder, (service.spool.root / "jobs", EXAMPLE_FOLDER))
     page = build_page(service).queue(max_size=64)
     app.add_api_route("/heartbeat/{session}", _no_heartbeat, include_in_schema=False)
+    app.include_router(upload_route(folder, service.settings.limits))
     app.add_middleware(OwnHead, static=app.state.static)
     mounted: FastAPI = gr.mount_gradio_app(app, page, path="/", show_error=False)
+    mount = mounted.routes[-1]
+    assert isinstance(mount, Mount)
+    mount.app = GradioGate(mount.app, folder, page)
     return mounted
 
 

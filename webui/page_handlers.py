@@ -19,10 +19,10 @@ from webui.service import Service
 from webui.submission import Submission
 from webui.tier_texts import tier_choices
 
-_FOLDER = Path(__file__).resolve().parents[1] / "examples"
+EXAMPLE_FOLDER = Path(__file__).resolve().parents[1] / "examples"
 EXAMPLES: dict[str, dict[str, str]] = {
     example["name"]: example
-    for example in json.loads((_FOLDER / "examples.json").read_text(encoding="utf-8"))
+    for example in json.loads((EXAMPLE_FOLDER / "examples.json").read_text(encoding="utf-8"))
 }
 
 
@@ -106,8 +106,8 @@ class PageHandlers:
         """A handler that fills portrait, speech and prompt."""
         chosen = EXAMPLES[name]
         filled = (
-            str(_FOLDER / chosen["portrait"]),
-            str(_FOLDER / chosen["speech"]),
+            str(EXAMPLE_FOLDER / chosen["portrait"]),
+            str(EXAMPLE_FOLDER / chosen["speech"]),
             chosen["prompt"],
         )
         return lambda: filled

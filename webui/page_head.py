@@ -16,6 +16,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from webui.content_policy import content_policy
 from webui.routes import BROWSER_COOKIE, set_browser_cookie
 from webui.static_files import static_url
 
@@ -99,6 +100,7 @@ class OwnHead:
             body = self._changed(body.decode("utf-8")).encode("utf-8")
             headers["content-length"] = str(len(body))
             headers["cache-control"] = "no-store"
+            headers["content-security-policy"] = content_policy(body.decode("utf-8"))
             if BROWSER_COOKIE not in _cookies(scope):
                 _add_cookie(headers, secure=scope.get("scheme") == "https")
         await send({**start, "headers": headers.raw})

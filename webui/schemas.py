@@ -194,12 +194,15 @@ class GroupView(BaseModel):
 
 
 class HealthView(BaseModel):
-    """For probes: status is "ok" when jobs are taken and rendered, else "degraded"."""
+    """For probes: status is "ok" when jobs are taken and rendered, else "degraded".
+
+    Where logging in is asked for, the rest is left out for who has not.
+    """
 
     status: str
-    group: str
-    ranks: list[dict[str, Any]]
-    queue_length: int
+    group: str | None = None
+    ranks: list[dict[str, Any]] | None = None
+    queue_length: int | None = None
 
 
 # The first line that an error is an instance of counts.

@@ -18,12 +18,14 @@ from starlette.exceptions import HTTPException
 from liveavatar.errors import ConfigError, LiveAvatarError
 from webui import api_page, auth, media_routes, metrics, routes, share_page
 from webui.auth import Accounts, LoginGate
+from webui.gradio_uploads import KEPT_S, sweep
 from webui.guard import Guard, GuardSettings
 from webui.live import LiveStreams
 from webui.mounting import gradio_folder
 from webui.schemas import ErrorAnswer, ErrorBody, describe, status_of
 from webui.service import VERSION, Service
 from webui.static_files import HashedFiles
+from webui.throttle import Rates, Throttle
 
 ROOT = Path(__file__).resolve().parents[1]
 STATIC = ROOT / "static"
@@ -108,8 +110,9 @@ async def _do_chores(service: Service) -> None:
     while True:
         try:
             await to_thread.run_sync(service.remove_old_jobs)
+            await to_thread.run_sync(sweep, gradio_folder(service), KEPT_S)
         except Exception:  # a border: the next time may go better
-            logger.exception("old jobs could not be removed")
+            logger.exception("old jobs or uploads could not be removed")
         await asyncio.sleep(_CHORES_S)
 
 
@@ -119,12 +122,17 @@ def _close(app: FastAPI, service: Service, access: Access) -> None:
         is_open = service.settings.features.open_share_links
         prefixes = ("/s/", "/static/") if is_open else ()
         app.add_middleware(LoginGate, accounts=access.accounts, open_prefixes=prefixes)
+    limits = service.settings.limits
+    app.add_middleware(
+        Throttle,
+        each=Rates(limits.requests_per_second, limits.open_requests),
+        all_together=Rates(limits.requests_in_all, limits.open_requests_in_all),
+    )
     guarded = GuardSettings(
         hosts=access.hosts,
         public_hosts=access.public_hosts,
-        body_bytes=service.settings.limits.body_bytes,
+        body_bytes=limits.body_bytes,
         trusts_proxy=access.trusts_proxy,
-        files=gradio_folder(service),
     )
     app.add_middleware(Guard, settings=guarded)
 
@@ -157,7 +165,9 @@ async def _refuse_plainly(_request: Request, error: Exception) -> JSONResponse:
 
 
 async def _apologise(request: Request, error: Exception) -> JSONResponse:
-    logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    # The route, not the address: that may hold the token of a share link.
+    route = getattr(request.scope.get("route"), "path", "no route")
+    logger.error("%s %s failed", request.method, route, exc_info=error)
     return _answer(500, "something went wrong on the server; its log says what")
 
 

@@ -64,6 +64,11 @@ class Limits:
         keep_days: ended jobs older than this are removed; 0 keeps them.
         drain_seconds: how long running videos may take to end when the server is stopped.
         free_disk_bytes: with less room on the disk of the data folder, no jobs are taken.
+        uploads_bytes: files in forms that are not sent yet.
+        requests_per_second, requests_in_all: of one address and of all; what changes something
+            counts for 40 of them, and a quiet sender may use those of 20 s at once.
+        open_requests, open_requests_in_all: answers that are still being given, such as growing
+            videos, to one address and to all.
     """
 
     portrait_bytes: int = 30_000_000
@@ -76,6 +81,11 @@ class Limits:
     keep_days: int = 30
     drain_seconds: int = 30
     free_disk_bytes: int = 500_000_000
+    uploads_bytes: int = 4_000_000_000
+    requests_per_second: int = 200
+    requests_in_all: int = 1000
+    open_requests: int = 100
+    open_requests_in_all: int = 600
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a limit that is no positive whole number."""

@@ -9,6 +9,7 @@ from string import Template
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 
+from webui.content_policy import content_policy
 from webui.page_head import head
 from webui.routes import ServiceOf, in_thread
 from webui.schemas import SharedJobView
@@ -23,7 +24,9 @@ async def share_page(request: Request, token: str, service: ServiceOf) -> HTMLRe
     """The page; its module asks `/s/{token}/job` for what changes."""
     view = await in_thread(lambda: service.shared_view(service.shared_job(token)))
     page = fill_template(view, token, request.app.state.static)
-    return HTMLResponse(page, headers={"Cache-Control": "no-store", "X-Robots-Tag": "noindex"})
+    headers = {"Cache-Control": "no-store", "X-Robots-Tag": "noindex"}
+    headers["Content-Security-Policy"] = content_policy(page)
+    return HTMLResponse(page, headers=headers)
 
 
 def fill_template(view: SharedJobView, token: str, static: Path) -> str:

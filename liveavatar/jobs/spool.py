@@ -125,5 +125,4 @@ def settled_name(part: str, path: Path) -> str:
     """
     with path.open("rb") as file:
         kind = sniff(file.read(HEAD_BYTES))
-    word = re.search(r"[A-Za-z0-9]+(?= (picture|sound|video)| or )", kind.label) if kind else None
-    return f"{part}.{word[0].lower()}" if word else f"{part}.bin"
+    return f"{part}.{kind.suffix if kind else 'bin'}"

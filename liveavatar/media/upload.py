@@ -7,6 +7,7 @@ in one clear line and never in a hang.
 from __future__ import annotations
 
 import os
+import re
 import stat
 import struct
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ Family = Literal["picture", "sound", "video", "other"]
 HEAD_BYTES = 512
 
 _MAX_SHOWN_NAME = 60
+
+# Second bytes of frames of MPEG 1, 2 and 2.5 layer 3, and of ADTS.
+_MP3_FRAMES = (0xFB, 0xFA, 0xF3, 0xF2, 0xE3, 0xE2)
+_AAC_FRAMES = (0xF1, 0xF0, 0xF9, 0xF8)
 
 _SIGNATURES: tuple[tuple[int, bytes, Family, str], ...] = (
     (0, b"\x89PNG\r\n\x1a\n", "picture", "a PNG picture"),
@@ -40,6 +45,15 @@ _SIGNATURES: tuple[tuple[int, bytes, Family, str], ...] = (
     (0, b"fLaC", "sound", "a FLAC sound"),
     (0, b"OggS", "sound", "an Ogg sound"),
     (0, b"ID3", "sound", "an MP3 sound"),
+    *((0, bytes((0xFF, second)), "sound", "an MP3 sound") for second in _MP3_FRAMES),
+    *((0, bytes((0xFF, second)), "sound", "an AAC sound") for second in _AAC_FRAMES),
+    (0, b"#!AMR", "sound", "an AMR sound"),
+    (0, b".snd", "sound", "an AU sound"),
+    (0, b"caff", "sound", "a CAF sound"),
+    (0, b"wvpk", "sound", "a WV sound"),
+    (0, b"\x0b\x77", "sound", "an AC3 sound"),
+    (0, b"riff\x2e\x91\xcf\x11", "sound", "a W64 sound"),
+    (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "video", "an ASF video"),
     (0, b"\x1aE\xdf\xa3", "video", "a Matroska or WebM video"),
     (4, b"ftypheic", "other", "a HEIC picture"),
     (4, b"ftypheix", "other", "a HEIC picture"),
@@ -67,6 +81,12 @@ class FileKind:
 
     family: Family
     label: str
+
+    @property
+    def suffix(self) -> str:
+        """Usual ending of such files, without its dot; "bin" where there is none."""
+        word = re.search(r"[A-Za-z0-9]+(?= (picture|sound|video)| or )", self.label)
+        return word[0].lower() if word else "bin"
 
 
 def sniff(head: bytes) -> FileKind | None:
