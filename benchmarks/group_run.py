@@ -8,6 +8,7 @@ import wave
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pynvml
@@ -16,7 +17,15 @@ from liveavatar.config import FPS, SPEECH_RATE_HZ, SamplingConfig, TransformerCo
 from liveavatar.engine.group import WorkerGroup
 from liveavatar.engine.layout import group_spec
 from liveavatar.engine.machine import host_memory_bytes
-from liveavatar.engine.messages import Event, Finished, GroupSpec, RandomWeights, Refused, RenderJob
+from liveavatar.engine.messages import (
+    Event,
+    Finished,
+    GroupSpec,
+    RandomWeights,
+    Refused,
+    RenderJob,
+    Transport,
+)
 from liveavatar.errors import ConfigError, DeadlineError, EngineError
 from liveavatar.media.speech import load_speech
 from liveavatar.plan.layout import GIB, LayoutPlan, Machine, plan_layout
@@ -67,6 +76,7 @@ class Setup:
         memory_bytes: that each rank may take of its GPU, or the host's.
         out: folder for the inputs and the videos.
         sharded: in place of stages, all layers on every rank, their weights and tokens shared out.
+        transport: way of the tensors between stages, see `GroupSpec`.
     """
 
     weights: Path | RandomWeights
@@ -77,6 +87,7 @@ class Setup:
     memory_bytes: int
     out: Path
     sharded: bool = False
+    transport: Transport = "auto"
 
     @property
     def on_gpu(self) -> bool:
@@ -96,11 +107,11 @@ class Setup:
 
     def spec(self, plan: LayoutPlan) -> GroupSpec:
         """The group, with its ranks where they were asked for."""
-        spec = replace(group_spec(self.weights, None, plan), devices=self.devices)
-        if not self.sharded:
-            return spec
-        layers = (range(self.network.transformer.num_layers),)
-        return replace(spec, stages=layers, sp_degree=len(self.devices) - 1, sharded=True)
+        spec = group_spec(self.weights, None, plan)
+        if self.sharded:
+            layers, ranks = (range(self.network.transformer.num_layers),), len(self.devices) - 1
+            spec = replace(spec, stages=layers, sp_degree=ranks, sharded=True)
+        return replace(spec, devices=self.devices, transport=self.transport)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -112,6 +123,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--devices", default="cpu,cpu,cpu", help='of each rank, the media rank last: "cuda:0,..."')
     add("--memory_gib", type=float, default=22.15, help="that a rank may take of its GPU")
     add("--fsdp", action="store_true", help="shard weights and tokens in place of stages")
+    add("--transport", choices=get_args(Transport), default="auto", help="between stages")
     add("--infer_frames", type=int, default=48)
     add("--sample_steps", type=int, default=4)
     add("--clips", type=int, default=2)
@@ -140,6 +152,7 @@ def read_setup(options: argparse.Namespace, size: str) -> Setup:
         memory_bytes=int(options.memory_gib * GIB) if on_gpu else host_memory_bytes(),
         out=options.out,
         sharded=options.fsdp,
+        transport=options.transport,
     )
 
 

@@ -42,6 +42,7 @@ class RankTime:
     Attributes:
         role: "stage 0", ..., "media".
         device: such as "cuda:0".
+        transport: what tensors went by to and from other stages.
         load_s: from its start until its weights were there.
         ready_s: from its start until it was ready; the media rank's includes the first block.
         busy: share of time in which it computed.
@@ -51,6 +52,7 @@ class RankTime:
 
     role: str
     device: str
+    transport: str
     load_s: float
     ready_s: float
     busy: float
@@ -131,6 +133,7 @@ def steady_ranks(trace: Trace, begin_s: float, end_s: float) -> list[RankTime]:
             RankTime(
                 role=reports[0].role,
                 device=reports[0].device,
+                transport=loaded.transport,
                 load_s=round(loaded.load_s, 2),
                 ready_s=round(loaded.ready_s, 2),
                 busy=_mean([report.busy_share for report in reports]),
@@ -207,7 +210,8 @@ def text(report: dict[str, Any]) -> str:
     for rank in report["ranks"]:
         lines.append(
             f"  {rank['role']:<8} {rank['device']:<7} busy {rank['busy']:.3f}, waiting "
-            f"{rank['waiting']:.3f}, sending {rank['sending']:.3f}; loaded in {rank['load_s']} s"
+            f"{rank['waiting']:.3f}, sending {rank['sending']:.3f} by {rank['transport']}; "
+            f"loaded in {rank['load_s']} s"
         )
     return "\n".join(lines)
 

@@ -10,17 +10,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from liveavatar.config import SamplingConfig
+from liveavatar.errors import ConfigError
 from liveavatar.media.sound_mix import Mix
 from liveavatar.parallel.mesh import Mesh
 from liveavatar.plan.precision import Precision
 from liveavatar.plan.shapes import Network
 from liveavatar.timeline import Timeline
+
+Transport = Literal["auto", "direct", "sockets"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,12 @@ class GroupSpec:
         weight_bytes: of each rank's weights, to tell how far loading is; may be empty.
         jobs_at_once: jobs whose caches the stages may hold at the same time, 1 or 2.
         warm_up_hw: height and width of the block that is made before the group is ready.
+        transport: way of the tensors between stages: "sockets" through host memory; "direct" by
+            NCCL, where each stage rank has a GPU of its own, or by gloo on the CPU; "auto" for
+            direct by NCCL where that works, else sockets.
+
+    Raises:
+        ConfigError: the ranks cannot send directly and have to.
     """
 
     checkpoint: Path | RandomWeights
@@ -71,6 +80,19 @@ class GroupSpec:
     weight_bytes: tuple[int, ...] = ()
     jobs_at_once: int = 2
     warm_up_hw: tuple[int, int] = (64, 64)
+    transport: Transport = "auto"
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for a transport that cannot be."""
+        if self.transport not in get_args(Transport):
+            raise ConfigError(
+                f"transport: expected {', '.join(get_args(Transport))}, got {self.transport!r}"
+            )
+        if self.transport == "direct" and not (self._own_gpus or self._on_cpu):
+            raise ConfigError(
+                'transport: "direct" needs a GPU of its own for every stage rank, got '
+                f'{", ".join(self._stage_devices)}; use "sockets" or "auto"'
+            )
 
     @property
     def mesh(self) -> Mesh:
@@ -80,9 +102,14 @@ class GroupSpec:
     @property
     def collectives(self) -> str:
         """Library of the transformer ranks: "nccl" if each has a GPU of its own, else "gloo"."""
-        devices = self.devices[: self.mesh.num_dit_ranks]
-        own = all(name.startswith("cuda") for name in devices) and len(set(devices)) == len(devices)
-        return "nccl" if own else "gloo"
+        return "nccl" if self._own_gpus else "gloo"
+
+    @property
+    def sends_directly(self) -> bool:
+        """Whether direct routes between transformer ranks are tried."""
+        if self.mesh.num_dit_ranks == 1 or self.transport == "sockets":
+            return False
+        return self.transport == "direct" or self._own_gpus
 
     @property
     def media_rank(self) -> int:
@@ -97,6 +124,19 @@ class GroupSpec:
     def memory_limit(self, rank: int) -> int:
         """Bytes that torch may hold of a rank's GPU; 0 for no limit."""
         return self.memory_limits[rank] if self.memory_limits else 0
+
+    @property
+    def _stage_devices(self) -> tuple[str, ...]:
+        return self.devices[: self.mesh.num_dit_ranks]
+
+    @property
+    def _own_gpus(self) -> bool:
+        names = self._stage_devices
+        return all(name.startswith("cuda") for name in names) and len(set(names)) == len(names)
+
+    @property
+    def _on_cpu(self) -> bool:
+        return set(self._stage_devices) == {"cpu"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,11 +198,13 @@ class Ready:
         rank: which.
         load_s: seconds from its start until its weights were there.
         ready_s: seconds from its start until now.
+        transport: what its tensors go by to and from other stages: "nccl", "gloo" or "sockets".
     """
 
     rank: int
     load_s: float
     ready_s: float
+    transport: str = "sockets"
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from liveavatar.errors import LiveAvatarError
 from liveavatar.model.checkpoint import Placement
 from liveavatar.parallel.activity import Activity
 from liveavatar.parallel.conductor import serve
-from liveavatar.parallel.group import open_groups
+from liveavatar.parallel.direct import open_routes
+from liveavatar.parallel.group import Meeting, open_groups
 from liveavatar.parallel.links import links_of_rank, stage_links
 from liveavatar.parallel.stage import Stage, StagePlan
 from liveavatar.parallel.transfer import Receiver, Sender, connect
@@ -96,14 +97,19 @@ def _serve_stage(me: _Rank) -> None:
     me.owner.hear(lambda _: None)  # stages are stopped through the media rank, in the order of work
     rank, spec = me.rank, me.spec
     senders, receivers = me.connect()
-    groups = open_groups(spec.folder, rank, spec.mesh, spec.collectives, spec.timeout_s)
+    meeting = Meeting(spec.folder, rank, spec.mesh, spec.collectives, spec.timeout_s)
+    groups = open_groups(meeting)
+    transport = "sockets"
+    if spec.sends_directly:
+        required = spec.transport == "direct"
+        transport = open_routes(meeting, senders, receivers, me.where.device, required=required)
     me.heartbeat.loading()
     plan = StagePlan(spec.mesh, rank, spec.timeout_s)
     transformer = load_stage(spec, plan.place.stage, me.where, groups)
     me.heartbeat.loaded()
     links = links_of_rank(spec.mesh, rank, senders, receivers)
     stage = Stage(transformer, plan, links, me.activity)
-    me.owner.say(Ready(rank, me.seconds(), me.seconds()))
+    me.owner.say(Ready(rank, me.seconds(), me.seconds(), transport))
     serve(stage)
     for sender in senders.values():
         sender.close()

@@ -138,35 +138,63 @@ class StageGroups:
     sequence: Group
 
 
-def open_groups(folder: Path, rank: int, mesh: Mesh, backend: str, timeout_s: float) -> StageGroups:
-    """Make this rank's groups; every transformer rank of the worker group calls it once.
+@dataclass(frozen=True)
+class Meeting:
+    """How the transformer ranks of a worker group find each other.
 
-    Where every rank has its stage alone, nothing is opened.
-
-    Args:
+    Attributes:
         folder: private to the worker group, the same for all ranks, on this machine.
         rank: this process, a transformer rank.
         mesh: shape of the worker group.
         backend: "nccl", the current CUDA device being this rank's alone, or "gloo".
-        timeout_s: longest wait in any collective.
+        timeout_s: longest wait in any call that takes several ranks.
+    """
+
+    folder: Path
+    rank: int
+    mesh: Mesh
+    backend: str
+    timeout_s: float
+
+
+def join(meeting: Meeting) -> None:
+    """Make the process group of all transformer ranks, unless it is there; all of them call it.
 
     Raises:
         EngineError: the ranks did not find each other.
     """
+    if dist.is_initialized():
+        return
+    os.environ.update(_ENVIRONMENT)
+    num_ranks = meeting.mesh.num_dit_ranks
+    try:
+        dist.init_process_group(
+            meeting.backend,
+            store=FileStore(str(meeting.folder / "ranks"), num_ranks),
+            rank=meeting.rank,
+            world_size=num_ranks,
+            timeout=timedelta(seconds=meeting.timeout_s),
+        )
+    except RuntimeError as error:
+        raise EngineError(f"rank {meeting.rank} cannot join the others: {error}") from error
+
+
+def open_groups(meeting: Meeting) -> StageGroups:
+    """Make this rank's groups; every transformer rank of the worker group calls it once.
+
+    Where every rank has its stage alone, nothing is opened.
+
+    Raises:
+        EngineError: the ranks did not find each other.
+    """
+    rank, mesh = meeting.rank, meeting.mesh
     place = mesh.place(rank)
     assert place is not None
     if mesh.num_dit_ranks == mesh.num_stages:
         return StageGroups(Group((rank,), rank), Group((rank,), rank))
-    os.environ.update(_ENVIRONMENT)
-    timeout = timedelta(seconds=timeout_s)
+    join(meeting)
+    timeout = timedelta(seconds=meeting.timeout_s)
     try:
-        dist.init_process_group(
-            backend,
-            store=FileStore(str(folder / "ranks"), mesh.num_dit_ranks),
-            rank=rank,
-            world_size=mesh.num_dit_ranks,
-            timeout=timeout,
-        )
         tensor, sequence = (
             _open(ranks, rank, timeout) for ranks in (mesh.tp_ranks(place), mesh.sp_ranks(place))
         )

@@ -30,6 +30,11 @@ class Departure:
             self._made = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._made.record()
 
+    def wait_until_made(self) -> None:
+        """Wait, in the sending thread, until the values are computed."""
+        if self._made is not None:
+            self._made.synchronize()
+
     def on_host(self) -> Tensor:
         """The values in host memory; called in the sending thread, waits until they are there."""
         if self._made is None:
@@ -61,6 +66,12 @@ def to_device(hosted: Tensor, device: torch.device) -> Tensor:
         return hosted
     tensor = hosted.to(device, non_blocking=True)
     torch.cuda.current_stream(device).synchronize()
-    # Its memory belongs to this thread's stream: not to be used again while kernels read it.
-    tensor.record_stream(torch.cuda.default_stream(device))
+    give_to_compute(tensor)
     return tensor
+
+
+def give_to_compute(tensor: Tensor) -> None:
+    """Hand a tensor made on this thread's stream to the thread that computes."""
+    if tensor.device.type == "cuda":
+        # Its memory belongs to this stream: not to be used again while kernels of the other read.
+        tensor.record_stream(torch.cuda.default_stream(tensor.device))

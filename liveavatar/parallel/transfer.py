@@ -3,8 +3,9 @@
 A **link** goes one way between two ranks of one machine. Its two ends are a `Sender` and a
 `Receiver`, each with a thread of its own, so that a stage computes while its last result leaves and
 its next input arrives. A message is a small typed value; its tensors follow it as raw bytes through
-the same local socket, by way of pinned host memory where they live on a GPU. A closed socket is how
-a rank learns at once that its neighbour died.
+the same local socket, by way of pinned host memory where they live on a GPU, or by a direct route
+where the link has one (see `direct`). A closed socket is how a rank learns at once that its
+neighbour died.
 
 Nothing here listens on a network: the sockets are files in a private folder of the group.
 """
@@ -21,16 +22,23 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from liveavatar.errors import DeadlineError, EngineError, WorkerDiedError
-from liveavatar.parallel.host_copy import Departure, host_buffer, to_device, use_own_stream
+from liveavatar.parallel.host_copy import (
+    Departure,
+    give_to_compute,
+    host_buffer,
+    to_device,
+    use_own_stream,
+)
 
 _HEADER = struct.Struct("<Q")
 _POLL_S = 0.2
+_READY = b"!"
 
 
 @dataclass(frozen=True)
@@ -58,20 +66,38 @@ class Packet:
     tensors: tuple[Tensor, ...]
 
 
+class Route(Protocol):
+    """A way of a link's tensors beside its socket; both return when the values are there."""
+
+    def send(self, tensor: Tensor) -> None:
+        """Send a contiguous tensor that is computed."""
+
+    def receive(self, tensor: Tensor) -> None:
+        """Fill a contiguous tensor."""
+
+
 @dataclass(frozen=True)
 class _Outgoing:
-    """A message that waits to be sent: its header, and the tensors that follow."""
+    """A message that waits to be sent: its header, the tensors that follow, and which way."""
 
     header: bytes
     departures: list[Departure]
+    route: Route | None
 
 
 class Sender:
-    """The sending end of a link; made by `connect`."""
+    """The sending end of a link; made by `connect`.
+
+    Attributes:
+        link: which.
+        socket: its connection.
+        route: way of the tensors beside the socket; None where they take the socket too.
+    """
 
     def __init__(self, link: Link, connection: socket.socket) -> None:
         self.link = link
-        self._socket = connection
+        self.socket = connection
+        self.route: Route | None = None
         self._queue: queue.Queue[_Outgoing | None] = queue.Queue(maxsize=2)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name=f"send {link.name}", daemon=True)
@@ -87,8 +113,10 @@ class Sender:
             DeadlineError: there was no room in time.
         """
         described = [(tuple(tensor.shape), tensor.dtype) for tensor in tensors]
-        header = pickle.dumps((message, described))
-        outgoing = _Outgoing(_HEADER.pack(len(header)) + header, [Departure(t) for t in tensors])
+        route = self.route if tensors else None
+        header = pickle.dumps((message, described, route is not None))
+        framed = _HEADER.pack(len(header)) + header
+        outgoing = _Outgoing(framed, [Departure(tensor) for tensor in tensors], route)
         deadline = time.monotonic() + timeout_s
         while True:
             self._raise_failure()
@@ -109,25 +137,44 @@ class Sender:
             with suppress(queue.Full):
                 self._queue.put(None, timeout=timeout_s)
             self._thread.join(max(0.0, deadline - time.monotonic()))
-        _hang_up(self._socket)
+        _hang_up(self.socket)
 
     def _run(self) -> None:
         try:
             placed = False
             while (outgoing := self._queue.get()) is not None:
-                self._socket.sendall(outgoing.header)
-                for departure in outgoing.departures:
-                    if not placed:
-                        use_own_stream(departure.tensor.device)
-                        placed = True
-                    self._socket.sendall(_bytes_of(departure.on_host()))
+                if outgoing.departures and not placed:
+                    use_own_stream(outgoing.departures[0].tensor.device)
+                    placed = True
+                if outgoing.route is None:
+                    self._send_by_socket(outgoing)
+                else:
+                    self._send_directly(outgoing, outgoing.route)
         except Exception as error:  # noqa: BLE001 - raised again where messages are sent
             self._error = error
 
+    def _send_by_socket(self, outgoing: _Outgoing) -> None:
+        self.socket.sendall(outgoing.header)
+        for departure in outgoing.departures:
+            self.socket.sendall(_bytes_of(departure.on_host()))
+
+    def _send_directly(self, outgoing: _Outgoing, route: Route) -> None:
+        """Announce tensors when they are computed, and send them when they are awaited."""
+        for departure in outgoing.departures:
+            departure.wait_until_made()
+        self.socket.sendall(outgoing.header)
+        _read(self.socket, bytearray(len(_READY)))
+        for departure in outgoing.departures:
+            route.send(departure.tensor)
+
     def _raise_failure(self) -> None:
-        if isinstance(self._error, OSError):
+        if isinstance(self._error, (OSError, EOFError)):
             raise WorkerDiedError(
                 f"rank {self.link.target} is gone (link {self.link.name}: {self._error})"
+            ) from self._error
+        if isinstance(self._error, DeadlineError):
+            raise DeadlineError(
+                f"link {self.link.name} to rank {self.link.target}: {self._error}"
             ) from self._error
         if self._error is not None:
             raise EngineError(
@@ -136,11 +183,18 @@ class Sender:
 
 
 class Receiver:
-    """The receiving end of a link; made by `connect`."""
+    """The receiving end of a link; made by `connect`.
+
+    Attributes:
+        link: which.
+        socket: its connection.
+        route: way of the tensors of messages that say so; set before the first of them.
+    """
 
     def __init__(self, link: Link, connection: socket.socket, device: torch.device) -> None:
         self.link = link
-        self._socket = connection
+        self.socket = connection
+        self.route: Route | None = None
         self._device = device
         self._queue: queue.Queue[Packet] = queue.Queue(maxsize=link.depth)
         self._error: BaseException | None = None
@@ -179,13 +233,15 @@ class Receiver:
     def close(self) -> None:
         """Close the link; does nothing twice."""
         self._closed.set()
-        _hang_up(self._socket)
+        _hang_up(self.socket)
 
     def _failure(self, error: BaseException) -> EngineError:
         if isinstance(error, (OSError, EOFError)):
             return WorkerDiedError(
                 f"rank {self.link.source} is gone (link {self.link.name}: {error})"
             )
+        if isinstance(error, DeadlineError):
+            return DeadlineError(f"link {self.link.name} from rank {self.link.source}: {error}")
         return EngineError(
             f"rank {self.link.target} cannot take a message (link {self.link.name}: {error!r})"
         )
@@ -194,9 +250,12 @@ class Receiver:
         try:
             use_own_stream(self._device)
             while True:
-                (size,) = _HEADER.unpack(_read(self._socket, bytearray(_HEADER.size)))
-                message, described = pickle.loads(_read(self._socket, bytearray(size)))
-                tensors = [self._read_tensor(shape, dtype) for shape, dtype in described]
+                (size,) = _HEADER.unpack(_read(self.socket, bytearray(_HEADER.size)))
+                message, described, directly = pickle.loads(_read(self.socket, bytearray(size)))
+                if directly:
+                    tensors = self._take_directly(described)
+                else:
+                    tensors = [self._read_tensor(shape, dtype) for shape, dtype in described]
                 packet = Packet(message, tuple(tensors))
                 while not self._closed.is_set():
                     with suppress(queue.Full):
@@ -205,9 +264,22 @@ class Receiver:
         except Exception as error:  # noqa: BLE001 - raised again where messages are taken
             self._error = error
 
+    def _take_directly(
+        self, described: Sequence[tuple[Sequence[int], torch.dtype]]
+    ) -> list[Tensor]:
+        assert self.route is not None
+        tensors = [
+            torch.empty(shape, dtype=dtype, device=self._device) for shape, dtype in described
+        ]
+        self.socket.sendall(_READY)
+        for tensor in tensors:
+            self.route.receive(tensor)
+            give_to_compute(tensor)
+        return tensors
+
     def _read_tensor(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         hosted = host_buffer(shape, dtype, self._device)
-        _read(self._socket, _bytes_of(hosted))
+        _read(self.socket, _bytes_of(hosted))
         return to_device(hosted, self._device)
 
 

@@ -19,8 +19,9 @@ from liveavatar.model.denoiser import TokenGrid
 from liveavatar.model.transformer import ConditionEmbedder, Transformer
 from liveavatar.parallel.activity import Activity
 from liveavatar.parallel.conductor import serve
+from liveavatar.parallel.direct import open_routes
 from liveavatar.parallel.fsdp import shard_weights
-from liveavatar.parallel.group import open_groups
+from liveavatar.parallel.group import Meeting, open_groups
 from liveavatar.parallel.links import links_of_rank, stage_links
 from liveavatar.parallel.mesh import Mesh
 from liveavatar.parallel.messages import (
@@ -56,6 +57,7 @@ class Layout:
     config: TransformerConfig = TINY
     dtype: torch.dtype = torch.float32
     sharded: bool = False
+    direct: bool = False
 
 
 @dataclass
@@ -126,7 +128,10 @@ def rank_main(folder: Path, rank: int, layout: Layout) -> None:
     layers = split_layers([1.0] * layout.config.num_layers, mesh.num_stages)
     transformer = tiny.stage(layers[plan.place.stage], layout.config, layout.dtype)
     ends = connect(folder, rank, stage_links(mesh), CPU, WAIT_S)
-    groups = open_groups(folder, rank, mesh, "gloo", WAIT_S)
+    meeting = Meeting(folder, rank, mesh, "gloo", WAIT_S)
+    groups = open_groups(meeting)
+    if layout.direct:
+        assert open_routes(meeting, *ends, CPU, required=True) == "gloo"
     whole = held(transformer)
     for layer in transformer.stack:
         apply_tensor_parallel(layer, groups.tensor)

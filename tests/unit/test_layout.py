@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from liveavatar.config import SamplingConfig, visible_gpus
 from liveavatar.engine.layout import Video, group_spec, largest_plan
 from liveavatar.engine.machine import detect_machine, narrowed
+from liveavatar.engine.messages import Transport
 from liveavatar.errors import ConfigError
 from liveavatar.plan.layout import CUDA_CONTEXT_BYTES, GIB, Machine
 from liveavatar.plan.shapes import Network
@@ -68,6 +70,42 @@ def test_more_ranks_than_cards_are_refused() -> None:
 
 def test_any_number_of_ranks_share_a_cpu() -> None:
     assert narrowed(Machine(0, CARD), 3, own_media=True).devices == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("devices", "transport", "directly"),
+    [
+        ("cuda:0,cuda:1,cuda:2,cuda:3", "auto", True),
+        ("cuda:0,cuda:1,cuda:1", "auto", True),  # the media rank beside a stage is no stage
+        ("cuda:0,cuda:0,cuda:1", "auto", False),
+        ("cuda:0,cuda:1,cuda:2", "sockets", False),
+        ("cpu,cpu,cpu", "auto", False),
+        ("cpu,cpu,cpu", "direct", True),
+        ("cuda:0,cuda:1", "auto", False),  # one stage has nothing to send to
+    ],
+)
+def test_stages_send_directly_where_each_has_a_card_of_its_own(
+    devices: str, transport: Transport, directly: bool
+) -> None:
+    names = tuple(devices.split(","))
+    spec = group_spec(Path(), None, largest_plan(Network(), [SMALL], Machine(4, CARD)))
+    stages = tuple(range(k, k + 1) for k in range(len(names) - 1))
+    spec = replace(spec, devices=names, stages=stages, transport=transport)
+    assert spec.sends_directly is directly
+
+
+@pytest.mark.parametrize(
+    ("transport", "said"),
+    [
+        ("direct", '"direct" needs a GPU of its own for every stage rank, got cuda:0, cuda:0'),
+        ("nccl", "expected auto, direct, sockets, got 'nccl'"),
+    ],
+)
+def test_a_transport_that_cannot_be_is_refused(transport: str, said: str) -> None:
+    spec = group_spec(Path(), None, largest_plan(Network(), [SMALL], Machine(3, CARD)))
+    shared = ("cuda:0", "cuda:0", "cuda:1")
+    with pytest.raises(ConfigError, match=said):
+        replace(spec, devices=shared, transport=transport)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

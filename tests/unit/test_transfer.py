@@ -214,7 +214,7 @@ def test_a_sender_that_died_within_a_message_sends_nothing_of_it(
     ends: tuple[Sender, Receiver],
 ) -> None:
     sender, receiver = ends
-    sender._socket.sendall(struct.pack("<Q", 1000) + b"the beginning")
+    sender.socket.sendall(struct.pack("<Q", 1000) + b"the beginning")
     sender.close()
     with pytest.raises(WorkerDiedError, match=r"^rank 3 is gone"):
         receiver.receive(WAIT_S)
@@ -254,7 +254,7 @@ def test_a_message_that_cannot_be_taken_is_not_blamed_on_the_sender(
     ends: tuple[Sender, Receiver],
 ) -> None:
     sender, receiver = ends
-    sender._socket.sendall(struct.pack("<Q", 5) + b"trash")
+    sender.socket.sendall(struct.pack("<Q", 5) + b"trash")
     with pytest.raises(EngineError, match=r"^rank 5 cannot take a message \(link words: "):
         receiver.receive(WAIT_S)
 
