@@ -17,6 +17,7 @@ from liveavatar.engine.supervisor import Supervisor
 from liveavatar.errors import LiveAvatarError
 from liveavatar.jobs.spool import Spool
 from liveavatar.jobs.store import JobStore, sqlite_url
+from liveavatar.media.reader_process import MediaReader
 from liveavatar.plan.tiers import TIERS
 from webui.auth import installation_key
 from webui.mounting import mount_page
@@ -40,7 +41,9 @@ def run(options: argparse.Namespace) -> None:
         supervisor = Supervisor(store, spool, model.group_maker(settings.tiers))
         access = Access(accounts, frozenset(options.allow_host), set(), options.behind_proxy)
         offered = ServedModel(model.name, model.is_demo, model.is_random, model.plan)
-        service = Service(store, spool, settings, offered)
+        reader = MediaReader()
+        stack.callback(reader.close)
+        service = Service(store, spool, settings, offered, reader)
         app = create_app(service, mount_page, access)
         listener = stack.enter_context(listen(options.host, options.port))
         listener.listen()

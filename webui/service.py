@@ -12,23 +12,20 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from liveavatar.config import SamplingConfig
 from liveavatar.errors import LiveAvatarError, RequestError
 from liveavatar.jobs.job import Job, JobSpec
 from liveavatar.jobs.spool import Spool, settled_name
 from liveavatar.jobs.store import JobStore, new_job_id
-from liveavatar.media.ingest import (
-    Inputs,
-    check_prompt,
-    coverage_notes,
-    ingest,
-    prompt_notes,
-)
+from liveavatar.media.ingest import check_prompt, coverage_notes, prompt_notes
 from liveavatar.media.notes import Note
-from liveavatar.media.portrait import fit_size, load_portrait
-from liveavatar.media.speech import load_speech
+from liveavatar.media.portrait import fit_size
+from liveavatar.media.reader_process import MediaReader
+from liveavatar.media.reader_process import PortraitFacts as Portrait
+from liveavatar.media.reader_process import SpeechFacts as Speech
 from liveavatar.plan.tiers import Tier
 from liveavatar.timeline import make_timeline
 from webui.group_status import group_view
@@ -66,16 +63,23 @@ class Service:
         spool: their files.
         settings: what is offered.
         model: what runs here.
+        reader: reads users' files; stays the caller's.
     """
 
     def __init__(
-        self, store: JobStore, spool: Spool, settings: ServerSettings, model: ServedModel
+        self,
+        store: JobStore,
+        spool: Spool,
+        settings: ServerSettings,
+        model: ServedModel,
+        reader: MediaReader,
     ) -> None:
         self.store = store
         self.spool = spool
         self.settings = settings
         self.offers = Offers(settings, model)
         self.taking_jobs = True
+        self._reader = reader
         self._ingesting = threading.BoundedSemaphore(_INGESTS_AT_ONCE)
 
     def config_view(self, *, admin: bool = False, auth: bool = False) -> ConfigView:
@@ -142,18 +146,14 @@ class Service:
             raise RequestError("portrait: no file was given; choose a picture")
         if form.speech is None:
             raise RequestError("speech: no file was given; choose a sound file or record one")
+        limits = self.settings.limits
         with self._room_for_ingest():
-            inputs = ingest(
-                form.portrait,
-                form.speech,
-                prompt,
-                num_clip=tier.sampling.num_clip,
-                infer_frames=tier.sampling.infer_frames,
-                limits=self.settings.limits.inputs,
-            )
+            portrait = self._reader.portrait(form.portrait, limits.portrait)
+            speech = self._reader.speech(form.speech, limits.speech)
         folder = self.spool.new_upload()
         try:
             names = settled_name("portrait", form.portrait), settled_name("speech", form.speech)
+            inputs = _Inputs(prompt, portrait, speech)
             spec = self._spec(form, owner, tier, inputs, names)
             shutil.copyfile(form.portrait, folder / spec.portrait_name)
             shutil.copyfile(form.speech, folder / spec.speech_name)
@@ -228,15 +228,15 @@ class Service:
         return prompt
 
     def _inspect_portrait(self, view: InspectView, path: Path, tier: Tier | None) -> None:
-        portrait = load_portrait(path, self.settings.limits.inputs.portrait)
-        height, width = portrait.rgb.shape[:2]
+        portrait = self._reader.portrait(path, self.settings.limits.portrait)
+        height, width = portrait.size_hw
         view.portrait = PortraitFacts(width=width, height=height)
         view.notes += _views(portrait.notes)
         if tier is not None:
             self.offers.require_fit(tier, fit_size((height, width), tier.size.area))
 
     def _inspect_speech(self, view: InspectView, path: Path, tier: Tier | None) -> None:
-        speech = load_speech(path, self.settings.limits.inputs.speech)
+        speech = self._reader.speech(path, self.settings.limits.speech)
         view.speech = SpeechFacts(duration_s=speech.duration_s)
         view.notes += _views(speech.notes)
         if tier is not None:
@@ -244,9 +244,9 @@ class Service:
             view.notes += _views(coverage_notes(speech.duration_s, clips, frames))
 
     def _spec(
-        self, form: Submission, owner: str, tier: Tier, inputs: Inputs, names: tuple[str, str]
+        self, form: Submission, owner: str, tier: Tier, inputs: _Inputs, names: tuple[str, str]
     ) -> JobSpec:
-        height, width = fit_size(inputs.portrait.rgb.shape[:2], tier.size.area)  # type: ignore[arg-type]
+        height, width = fit_size(inputs.portrait.size_hw, tier.size.area)
         self.offers.require_fit(tier, (height, width))
         sampling = tier.sampling
         if form.choice().seed is None:
@@ -259,10 +259,10 @@ class Service:
             width=width,
             height=height,
             sampling=sampling,
-            total_frames=make_timeline(sampling, len(inputs.speech.samples)).num_frames,
+            total_frames=make_timeline(sampling, inputs.speech.num_samples).num_frames,
             portrait_name=names[0],
             speech_name=names[1],
-            notes=inputs.notes,
+            notes=inputs.notes(sampling),
             idempotency_key=form.idempotency_key or None,
         )
 
@@ -287,6 +287,21 @@ class Service:
             yield
         finally:
             self._ingesting.release()
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What is known about the inputs of a video."""
+
+    prompt: str
+    portrait: Portrait
+    speech: Speech
+
+    def notes(self, sampling: SamplingConfig) -> tuple[Note, ...]:
+        """All findings, in the order of the form."""
+        clips, frames = sampling.num_clip, sampling.infer_frames
+        coverage = coverage_notes(self.speech.duration_s, clips, frames)
+        return (*prompt_notes(self.prompt), *self.portrait.notes, *self.speech.notes, *coverage)
 
 
 @contextmanager

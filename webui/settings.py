@@ -27,7 +27,6 @@ from tomlkit.exceptions import TOMLKitError
 from liveavatar.config import SamplingConfig
 from liveavatar.errors import ConfigError, RequestError
 from liveavatar.jobs.store import QueueLimits
-from liveavatar.media.ingest import InputLimits
 from liveavatar.media.portrait import PortraitLimits
 from liveavatar.media.sound_reader import SpeechLimits
 from liveavatar.plan.tiers import TIERS, Tier
@@ -101,12 +100,14 @@ class Limits:
             raise ConfigError("limits.prompt_characters: expected at most 2000")
 
     @property
-    def inputs(self) -> InputLimits:
-        """For reading files."""
-        return InputLimits(
-            PortraitLimits(max_bytes=self.portrait_bytes, max_pixels=self.portrait_pixels),
-            SpeechLimits(max_bytes=self.speech_bytes, max_seconds=float(self.speech_seconds)),
-        )
+    def portrait(self) -> PortraitLimits:
+        """For reading portraits."""
+        return PortraitLimits(max_bytes=self.portrait_bytes, max_pixels=self.portrait_pixels)
+
+    @property
+    def speech(self) -> SpeechLimits:
+        """For reading speech."""
+        return SpeechLimits(max_bytes=self.speech_bytes, max_seconds=float(self.speech_seconds))
 
     @property
     def queue(self) -> QueueLimits:

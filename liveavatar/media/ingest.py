@@ -12,20 +12,11 @@ from dataclasses import dataclass
 
 from liveavatar.errors import RequestError
 from liveavatar.media.notes import Note
-from liveavatar.media.portrait import Portrait, PortraitLimits, load_portrait
-from liveavatar.media.sound_reader import SpeechLimits
+from liveavatar.media.portrait import Portrait, load_portrait
 from liveavatar.media.speech import Speech, load_speech
 
 MAX_PROMPT_CHARACTERS = 2000
 LONG_PROMPT_CHARACTERS = 120
-
-
-@dataclass(frozen=True)
-class InputLimits:
-    """What the two files of a video may be; None for the defaults of each."""
-
-    portrait: PortraitLimits | None = None
-    speech: SpeechLimits | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +110,6 @@ def ingest(
     *,
     num_clip: int,
     infer_frames: int,
-    limits: InputLimits = InputLimits(),
 ) -> Inputs:
     """Read and check the three inputs of a video, the cheapest check first.
 
@@ -129,7 +119,6 @@ def ingest(
         prompt: sentence about the scene.
         num_clip: clips asked for.
         infer_frames: frames per clip.
-        limits: sizes of the files that are accepted.
 
     Raises:
         MediaError: a file cannot be used.
@@ -137,12 +126,8 @@ def ingest(
     """
     text = check_prompt(prompt)
     coverage_notes(0.0, num_clip, infer_frames)
-    portrait = load_portrait(portrait_path, limits.portrait)
-    speech = load_speech(speech_path, limits.speech)
-    notes = (
-        *prompt_notes(text),
-        *portrait.notes,
-        *speech.notes,
-        *coverage_notes(speech.duration_s, num_clip, infer_frames),
-    )
-    return Inputs(portrait, speech, text, notes)
+    portrait = load_portrait(portrait_path)
+    speech = load_speech(speech_path)
+    notes = (*prompt_notes(text), *portrait.notes, *speech.notes)
+    coverage = coverage_notes(speech.duration_s, num_clip, infer_frames)
+    return Inputs(portrait, speech, text, (*notes, *coverage))

@@ -130,7 +130,8 @@ class SoundReader:
             source.file,
             mode="r",
             metadata_errors="replace",
-            options={"format_whitelist": _DEMUXERS},
+            # Nor could one of them open anything, if it tried: no protocol has this name.
+            options={"format_whitelist": _DEMUXERS, "protocol_whitelist": "none"},
         )
         streams = self._container.streams.audio
         if not streams:

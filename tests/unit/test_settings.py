@@ -42,7 +42,7 @@ def test_what_the_file_says_holds_and_the_rest_stays(tmp_path: Path) -> None:
     )
     assert (settings.limits.speech_seconds, settings.limits.jobs_per_owner) == (60, 1)
     assert settings.limits.jobs_in_all == 50
-    assert settings.limits.inputs.speech.max_seconds == 60  # type: ignore[union-attr]
+    assert settings.limits.speech.max_seconds == 60
     assert settings.features.custom_tier
     assert settings.features.share
     assert [tier.name for tier in settings.tiers] == ["fast", "balanced", "tall"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import socket
 import threading
@@ -19,6 +20,7 @@ from liveavatar.engine.fake import FakeGroup, Pace
 from liveavatar.engine.supervisor import Supervisor, SupervisorSettings
 from liveavatar.jobs.spool import Spool
 from liveavatar.jobs.store import JobStore, sqlite_url
+from liveavatar.media.reader_process import MediaReader
 from webui.mounting import mount_page
 from webui.offers import ServedModel
 from webui.server import Access, create_app
@@ -30,6 +32,8 @@ PORTRAIT, SPEECH = ROOT / "examples" / "maya.png", ROOT / "examples" / "maya.wav
 PROMPT = "A smiling woman speaks warmly before a peach studio wall"
 QUICK = Pace(load_s=0.05, prepare_s=0.02, fps=400.0)
 SETTINGS = ServerSettings(tiers=DEMO_TIERS)
+READER = MediaReader()  # for all tests of this process
+atexit.register(READER.close)
 SUPERVISOR = SupervisorSettings(first_backoff_s=0.1, status_s=0.1)
 
 
@@ -48,7 +52,7 @@ class Installation:
         self.spool = Spool(self.data)
         self.store = JobStore(sqlite_url(self.data / "jobs.db"))
         model = ServedModel("test picture", is_demo=True)
-        self.service = Service(self.store, self.spool, self.settings, model)
+        self.service = Service(self.store, self.spool, self.settings, model, READER)
         self.supervisor = Supervisor(self.store, self.spool, self._make_group, SUPERVISOR)
         self.address = ""
 
