@@ -4,6 +4,7 @@
         --size "688*368" --save_file out.mp4
 
 While it is made, the video grows beside the output as `out.live.mp4`, which a player can follow.
+A command that was killed is gone on with by running it again with --resume.
 Exit status: 0 done; 1 when a rank failed; 2 for input that cannot be used: one line says why and
 nothing is written; 130 when stopped: what was made until then is left as a playable file.
 """
@@ -27,6 +28,7 @@ from liveavatar.errors import EngineError, LiveAvatarError, MediaError
 
 if TYPE_CHECKING:
     from inference.rendering import Progress
+    from inference.resuming import Leftovers
     from inference.video_job import VideoJob
 
 EXIT_FAILED = 1
@@ -40,6 +42,7 @@ def run(options: argparse.Namespace) -> int:
     settings = read_settings(options)
     # Not before the options are checked: these take seconds to import.
     from inference.rendering import Progress, render_here, render_in_group
+    from inference.resuming import Leftovers
     from inference.video_job import prepare
     from liveavatar.media.remux import count_frames
 
@@ -47,6 +50,7 @@ def run(options: argparse.Namespace) -> int:
     if options.resume and count_frames(options.save_file) == job.timeline.num_frames:
         _say(f"{options.save_file} is complete; nothing to do")
         return 0
+    leftovers = Leftovers(job)
     for note in job.notes:
         _say(f"note ({note.field}): {note.message}")
     height, width = job.portrait_HWC.shape[:2]
@@ -54,17 +58,21 @@ def run(options: argparse.Namespace) -> int:
         f"{job.timeline.num_frames} frames of {width}*{height} in {job.timeline.num_blocks} blocks "
         f"(size {options.size} sets the area, the portrait the shape)"
     )
+    if leftovers.frames:
+        _say(f"{leftovers.frames} frames are there already; going on behind them")
+    leftovers.begin()
     try:
-        progress = (render_here if job.alone else render_in_group)(job, started)
+        progress = (render_here if job.alone else render_in_group)(job, leftovers, started)
     except KeyboardInterrupt:
         progress = Progress(stopped=True)
-    except MediaError:
-        job.live_path.unlink(missing_ok=True)
+    except LiveAvatarError as error:
+        if isinstance(error, MediaError) or not job.live_path.exists():
+            leftovers.remove()
         raise
-    return _finish(job, progress, started)
+    return _finish(job, leftovers, progress, started)
 
 
-def _finish(job: VideoJob, progress: Progress, started: float) -> int:
+def _finish(job: VideoJob, leftovers: Leftovers, progress: Progress, started: float) -> int:
     from inference.rendering import peak_memory
     from liveavatar.media.remux import remux_to_progressive
 
@@ -75,7 +83,7 @@ def _finish(job: VideoJob, progress: Progress, started: float) -> int:
         if not progress.stopped:
             raise
         frames = 0
-    live_path.unlink(missing_ok=True)
+    leftovers.remove()
     took = time.monotonic() - started
     if progress.stopped:
         left = f"{output} holds the first {frames} of {job.timeline.num_frames} frames and plays"
@@ -83,7 +91,8 @@ def _finish(job: VideoJob, progress: Progress, started: float) -> int:
         return EXIT_STOPPED
     _say(
         f"{output}: {frames} frames, {frames / FPS:.2f} s; made in {took:.1f} s "
-        f"({frames / took:.2f} fps), first frame after {progress.first_frame_s:.1f} s; "
+        f"({(frames - leftovers.frames) / took:.2f} fps), "
+        f"first frame after {progress.first_frame_s:.1f} s; "
         f"peak memory {peak_memory(alone=job.alone)}"
     )
     return 0

@@ -61,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--offload_model", type=_switch, default=True, help="free the encoders before rendering")
     add("--tpp_mode", type=_switch, default=True, help="split the layers over the ranks")
     add("--save_file", type=Path, required=True, help="MP4 to write")
-    add("--resume", action="store_true", help="leave a save_file that is complete as it is")
+    add("--resume", action="store_true", help="go on with what a killed run left")
     return parser
 
 

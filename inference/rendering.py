@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import resource
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
@@ -12,18 +14,22 @@ import torch
 from tqdm import tqdm
 
 from inference.interrupt import StopRequest
+from inference.resuming import Leftovers, LonePoints
 from inference.video_job import VideoJob
 from liveavatar.conditioning import Conditions, Encoders, encode_conditions
+from liveavatar.config import FRAMES_PER_BLOCK
 from liveavatar.engine.group import WorkerGroup
 from liveavatar.engine.machine import detect_machine
 from liveavatar.engine.messages import Finished, Refused, RenderJob
 from liveavatar.engine.messages import Progress as Progressed
+from liveavatar.engine.resume import RING_LIMIT_BYTES, ring_bytes
 from liveavatar.errors import MediaError, MemoryShortError
 from liveavatar.host_memory import release_freed_memory
 from liveavatar.media.soundtrack import open_soundtrack
 from liveavatar.media.spoken_video import SpokenVideo
 from liveavatar.model.checkpoint import Placement
 from liveavatar.plan.layout import plan_layout
+from liveavatar.plan.precision import FLOAT32, Precision
 from liveavatar.plan.shapes import read_network
 from liveavatar.sampling import make_schedule
 from liveavatar.single_device import Models, RenderOptions, render, seeded_draws
@@ -94,20 +100,30 @@ class Progress:
         self.frames = frames
 
 
-def render_here(job: VideoJob, started: float) -> Progress:
+def render_here(job: VideoJob, leftovers: Leftovers, started: float) -> Progress:
     """Render in this process, block by block, until done or stopped.
 
     Raises:
         MemoryShortError: the GPU is too small.
     """
     try:
-        return _render_here(job, started)
+        return _render_here(job, leftovers, started)
     except torch.OutOfMemoryError as error:
         raise MemoryShortError("out of GPU memory; use a smaller size or more ranks") from error
 
 
-def _render_here(job: VideoJob, started: float) -> Progress:
-    loaded = load(job, _placement(job))
+def _render_here(job: VideoJob, leftovers: Leftovers, started: float) -> Progress:
+    precision = _precision(job)
+    loaded = load(job, _placement(precision))
+    with _points(job, leftovers, precision) as points:
+        return _render_loaded(job, loaded, points, leftovers.frames, started)
+
+
+def _render_loaded(
+    job: VideoJob, loaded: Loaded, points: LonePoints | None, frames_there: int, started: float
+) -> Progress:
+    """Make the frames behind those that are there."""
+    first = 0 if points is None else points.first_block * FRAMES_PER_BLOCK
     frames_iterator = render(
         loaded.models,
         loaded.conditions,
@@ -117,23 +133,46 @@ def _render_here(job: VideoJob, started: float) -> Progress:
             make_schedule(job.sampling.num_steps, job.sampling.shift),
             seeded_draws(job.sampling.seed, loaded.conditions.reference_CFHW),
             online_decode=job.sampling.online_decode,
+            points=points,
         ),
     )
-    progress = Progress()
+    progress = Progress(frames_there)
     height, width = job.portrait_HWC.shape[:2]
     sound = open_soundtrack(job.options.audio, mix=job.mix)
+    open_video = SpokenVideo.resume if frames_there else SpokenVideo
     with (
-        SpokenVideo(job.live_path, sound, width, height) as video,
-        _progress_bar(job) as bar,
+        open_video(job.live_path, sound, width, height) as video,
+        _progress_bar(job, frames_there) as bar,
         StopRequest() as stop,
     ):
         for frames_THWC in frames_iterator:
-            video.append(frames_THWC.numpy())
+            there = min(video.num_frames - first, len(frames_THWC))  # of a killed render
+            first += len(frames_THWC)
+            if there == len(frames_THWC):
+                continue
+            video.append(frames_THWC[there:].numpy())
             progress.update(video.num_frames, bar, started)
             if stop.asked and video.num_frames < job.timeline.num_frames:
                 progress.stopped = True
                 break
     return progress
+
+
+@contextmanager
+def _points(
+    job: VideoJob, leftovers: Leftovers, precision: Precision
+) -> Iterator[LonePoints | None]:
+    """Resume points, unless the rings are too large to be written."""
+    config = read_network(job.options.ckpt_dir).transformer
+    height, width = job.portrait_HWC.shape[:2]
+    if ring_bytes(config, (height, width), job.sampling, precision) > RING_LIMIT_BYTES:
+        yield None
+        return
+    points = LonePoints(leftovers.folder, leftovers.frames, job.timeline.window_blocks)
+    try:
+        yield points
+    finally:
+        points.close()
 
 
 def peak_memory(*, alone: bool) -> str:
@@ -147,10 +186,16 @@ def peak_memory(*, alone: bool) -> str:
     return f"{host_mib:.0f} MiB host, {torch.cuda.max_memory_allocated() / 2**20:.0f} MiB GPU"
 
 
-def _placement(job: VideoJob) -> Placement:
-    """The CPU, or one GPU in the best precision that is planned to fit it, else the smallest."""
+def _placement(precision: Precision) -> Placement:
     if not torch.cuda.is_available():
         return Placement(torch.device("cpu"), torch.float32)
+    return Placement.planned(torch.device("cuda"), precision)
+
+
+def _precision(job: VideoJob) -> Precision:
+    """float32 on the CPU; on a GPU the best precision planned to fit one, else the smallest."""
+    if not torch.cuda.is_available():
+        return FLOAT32
     height, width = job.portrait_HWC.shape[:2]
     clips = math.ceil(job.timeline.num_frames / job.sampling.infer_frames)
     plan = plan_layout(
@@ -159,19 +204,23 @@ def _placement(job: VideoJob) -> Placement:
         replace(job.sampling, num_clip=clips),
         replace(detect_machine(), num_gpus=1, share_media=True),
     )
-    return Placement.planned(torch.device("cuda"), plan.precision)
+    return plan.precision
 
 
-def render_in_group(job: VideoJob, started: float) -> Progress:
+def render_in_group(job: VideoJob, leftovers: Leftovers, started: float) -> Progress:
     """Render in a worker group of this command's own: pipeline stages and a media rank."""
     assert job.group is not None
-    progress = Progress()
-    with WorkerGroup(job.group) as group, _progress_bar(job) as bar, StopRequest() as stop:
+    progress = Progress(leftovers.frames)
+    with (
+        WorkerGroup(job.group) as group,
+        _progress_bar(job, leftovers.frames) as bar,
+        StopRequest() as stop,
+    ):
         group.wait_until_ready()
-        group.submit(_render_job(job))
+        group.submit(_render_job(job, leftovers))
         while True:
             event = group.next_event(timeout_s=0.2)
-            if isinstance(event, Progressed) and event.frames:
+            if isinstance(event, Progressed) and event.frames > progress.frames:
                 progress.update(event.frames, bar, started)
             elif isinstance(event, Finished):
                 progress.stopped = event.cancelled
@@ -183,7 +232,7 @@ def render_in_group(job: VideoJob, started: float) -> Progress:
                 group.cancel(JOB_NUMBER)
 
 
-def _render_job(job: VideoJob) -> RenderJob:
+def _render_job(job: VideoJob, leftovers: Leftovers) -> RenderJob:
     inputs = job.take_inputs()
     return RenderJob(
         number=JOB_NUMBER,
@@ -195,8 +244,12 @@ def _render_job(job: VideoJob) -> RenderJob:
         timeline=job.timeline,
         sampling=job.sampling,
         live_path=job.live_path,
+        resume_folder=leftovers.folder,
+        resumes=leftovers.frames > 0,
     )
 
 
-def _progress_bar(job: VideoJob) -> tqdm[NoReturn]:
-    return tqdm(total=job.timeline.num_frames, unit="frame", desc="frames", smoothing=0.1)
+def _progress_bar(job: VideoJob, initial: int) -> tqdm[NoReturn]:
+    return tqdm(
+        total=job.timeline.num_frames, initial=initial, unit="frame", desc="frames", smoothing=0.1
+    )

@@ -12,6 +12,7 @@ Source: Alibaba-Quark/LiveAvatar at 9c2c38d, the pipelined variant.
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -60,11 +61,38 @@ def seeded_draws(seed: int, like: Tensor) -> Draws:
     )
 
 
+class Points(Protocol):
+    """Where a video goes on, and what is kept for it to go on once more.
+
+    Attributes:
+        first_block: the first block that is still to be made.
+    """
+
+    first_block: int
+
+    def restore_decoder(self, decoder: "VideoDecoder") -> None:
+        """Bring a new decoder to the first block."""
+        ...
+
+    def restore_rings(self, denoiser: Denoiser) -> Tensor:
+        """Bring empty rings to the first block, which is not 0; returns the first latent frame."""
+        ...
+
+    def block_is_done(self, block: int, denoiser: Denoiser, first_latent_CFHW: Tensor) -> None:
+        """A block was made, and whoever took its latent is done with it."""
+        ...
+
+
 @torch.no_grad()
 def generate_latents(
-    models: Models, conditions: Conditions, timeline: Timeline, schedule: Schedule, draws: Draws
+    models: Models,
+    conditions: Conditions,
+    timeline: Timeline,
+    schedule: Schedule,
+    draws: Draws,
+    points: Points | None = None,
 ) -> Iterator[Tensor]:
-    """Yield the final latent (C, 3, H, W) of each block."""
+    """Yield the final latent (C, 3, H, W) of each block that is still to be made."""
     transformer, embedder = models.transformer, models.embedder
     denoiser = Denoiser(
         transformer,
@@ -73,10 +101,13 @@ def generate_latents(
         TokenGrid.of_latent(conditions.reference_CFHW),
         timeline.window_blocks,
     )
-    first_latent_CFHW = conditions.reference_CFHW
-    for block in range(timeline.num_blocks):
+    first_block, first_latent_CFHW = 0, conditions.reference_CFHW
+    if points is not None and points.first_block:
+        first_block, first_latent_CFHW = points.first_block, points.restore_rings(denoiser)
+        first_latent_CFHW = first_latent_CFHW.to(conditions.reference_CFHW)
+    for block in range(first_block, timeline.num_blocks):
         version = timeline.condition_version(block)
-        if block in (0, timeline.refresh_block):
+        if block in (first_block, timeline.refresh_block):
             reference = conditions.reference_CFHW if version == 0 else first_latent_CFHW
             denoiser.prefill(
                 transformer.embed_condition(reference, conditions.motion_CFHW), version
@@ -93,6 +124,8 @@ def generate_latents(
         if block == 0:
             first_latent_CFHW = sample_CFHW[:, :1]
         yield sample_CFHW
+        if points is not None:
+            points.block_is_done(block, denoiser, first_latent_CFHW)
 
 
 class VideoDecoder:
@@ -120,6 +153,22 @@ class VideoDecoder:
         for part_CFHW in torch.split(warm_up_CFHW, LATENT_FRAMES_PER_BLOCK, dim=1):
             decode_step(decoder, part_CFHW, self._state)
         self._skipped = HELD_FRAMES
+        self._num_frames = num_frames
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Copy what the decoder remembers to host memory, for a resume point."""
+        return self._state.snapshot()
+
+    def restore(self, tensors: dict[str, Tensor], frames_done: int) -> None:
+        """Go on from a snapshot behind the first `frames_done` frames, at least one block.
+
+        Raises:
+            CheckpointError: the snapshot is of another decoder or another size.
+        """
+        self._state.restore(tensors)
+        self._held_THWC = self._held_THWC[:0]
+        self._skipped = 0
+        self.remaining = self._num_frames - frames_done
 
     def pixels(self, latent_CFHW: Tensor) -> Tensor:
         """Decode the next latents (C, F, H, W) to (3, T, H, W), about [-1, 1], not clamped.
@@ -150,11 +199,13 @@ class RenderOptions:
         schedule: noise levels.
         draws: random numbers.
         online_decode: decode every block when it is done; else every clip. The frames are the same.
+        points: where to go on, and what to keep; None to begin with block 0 and keep nothing.
     """
 
     schedule: Schedule
     draws: Draws
     online_decode: bool = True
+    points: Points | None = None
 
 
 def render(
@@ -177,14 +228,18 @@ def render(
         options: schedule, random numbers, when to decode.
 
     Yields:
-        Frames (T, H, W, 3) uint8 on the CPU; `timeline.num_frames` in all.
+        Frames (T, H, W, 3) uint8 on the CPU; `timeline.num_frames` in all when begun with block 0.
     """
-    latents = generate_latents(models, conditions, timeline, options.schedule, options.draws)
+    latents = generate_latents(
+        models, conditions, timeline, options.schedule, options.draws, options.points
+    )
     if not options.online_decode:
         latents = _joined(latents, timeline.window_blocks)
     decoder = VideoDecoder(
         models.decoder, conditions.motion_CFHW, portrait_HWC, timeline.num_frames
     )
+    if options.points is not None:
+        options.points.restore_decoder(decoder)
     for latent_CFHW in latents:
         yield decoder.frames(latent_CFHW)
 

@@ -17,7 +17,6 @@ from typing import BinaryIO
 from anyio import to_thread
 
 from liveavatar.errors import LiveAvatarError
-from liveavatar.jobs.job import JobState
 from liveavatar.jobs.spool import Spool
 from liveavatar.jobs.store import JobStore
 from liveavatar.media.live_file import complete_length
@@ -30,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class _Watch:
-    """The growing file of one attempt at a job, as far as it is whole.
+    """The growing file of one take of a job, as far as it is whole.
 
     Attributes:
         length: bytes of whole segments.
@@ -39,14 +38,14 @@ class _Watch:
         task: what keeps looking.
     """
 
-    def __init__(self, store: JobStore, spool: Spool, job_id: str, attempt: int) -> None:
+    def __init__(self, store: JobStore, spool: Spool, job_id: str, take: int) -> None:
         self.length = 0
         self.ended = False
         self.viewers = 0
         self.task: asyncio.Task[None] | None = None
         self._store = store
         self._job_id = job_id
-        self._attempt = attempt
+        self._take = take
         self._path = spool.job(job_id).live
         self._file: BinaryIO | None = None
         self._changed = asyncio.Condition()
@@ -103,7 +102,7 @@ class _Watch:
         return complete_length(self._path, self.length), ended
 
     def _is_ours(self) -> bool:
-        """Whether the name still leads to the file that was opened, not to a later attempt's."""
+        """Whether the name still leads to the file that was opened, not to a later take's."""
         assert self._file is not None
         try:
             return os.path.samestat(os.fstat(self._file.fileno()), self._path.stat())
@@ -116,8 +115,7 @@ class _Watch:
             return False
         self._asked_at = now
         job = self._store.get(self._job_id)
-        given_back = job.state is JobState.QUEUED and self._file is not None
-        return job.state.has_ended or job.attempt > self._attempt or given_back
+        return job.state.has_ended or job.take > self._take
 
 
 class LiveStreams:
@@ -133,17 +131,18 @@ class LiveStreams:
         self._spool = spool
         self._watches: dict[tuple[str, int], _Watch] = {}
 
-    async def follow(self, job_id: str, attempt: int, start: int) -> AsyncIterator[bytes]:
+    async def follow(self, job_id: str, take: int, start: int) -> AsyncIterator[bytes]:
         """Yield the bytes of a job's growing file from `start` on, until the job ends.
 
-        Only whole segments are given out. It ends, too, when the job begins anew in another file.
+        Only whole segments are given out. It goes on when the job is interrupted and resumed, and
+        ends when the job begins anew in another file.
 
         Args:
             job_id: a job that exists.
-            attempt: its current attempt; 0 while it waits, and then its first one is followed.
+            take: its current take; 0 while it waits, and then its first one is followed.
             start: byte offset, 0 or more.
         """
-        key = (job_id, max(1, attempt))
+        key = (job_id, max(1, take))
         watch = self._join(key)
         try:
             position = start

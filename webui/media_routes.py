@@ -86,17 +86,18 @@ async def shared_thumbnail(token: str, service: ServiceOf) -> Response:
 
 
 def _live(request: Request, job: Job, start: int, attempt: int | None) -> Response:
-    if attempt is not None and attempt != max(1, job.attempt):
-        raise RefusalError(409, f"the job is at attempt {job.attempt}; begin again at byte 0")
+    current = max(1, job.take)
+    if attempt is not None and attempt != current:
+        raise RefusalError(409, f"the video was begun anew, {current} times; begin at byte 0")
     headers = {
         **_LIVE_HEADERS,
         "X-Job-State": job.state.value,
-        "X-Job-Attempt": str(max(1, job.attempt)),
+        "X-Job-Attempt": str(current),
     }
     if request.method == "HEAD":
         return Response(media_type="video/mp4", headers=headers)
     streams: LiveStreams = request.app.state.streams
-    bytes_of = streams.follow(job.id, job.attempt, start)
+    bytes_of = streams.follow(job.id, job.take, start)
     return StreamingResponse(bytes_of, media_type="video/mp4", headers=headers)
 
 

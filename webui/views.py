@@ -23,8 +23,11 @@ def job_view(job: Job, folder: JobFolder, position: int | None, features: Featur
     """
     notes = [NoteView(**asdict(note)) for note in job.spec.notes]
     if job.restart_note is not None and not job.state.has_ended:
-        message = f"Started again from the beginning: {job.restart_note}."
-        notes.append(NoteView(field="job", code="restarted", message=message))
+        anew = job.take > 1
+        how = "Started again from the beginning" if anew else "Interrupted, and gone on with"
+        message = f"{how}: {job.restart_note}."
+        code = "restarted" if anew else "resumed"
+        notes.append(NoteView(field="job", code=code, message=message))
     has_video = folder.video.exists()
     return JobView(
         **_progress(job, position),
@@ -85,6 +88,6 @@ def _progress(job: Job, position: int | None) -> dict[str, Any]:
         "fps_measured": job.fps,
         "realtime_factor": job.fps / FPS if job.fps else None,
         "eta_s": left / job.fps if running and job.fps else None,
-        "attempt": job.attempt,
+        "attempt": job.take,
         "created_at": job.created_at,
     }

@@ -54,6 +54,10 @@ class Pace:
     num_stages: int = 3
 
 
+class _KilledError(Exception):
+    """The group ends now; the file stays as it is."""
+
+
 class FakeGroup:
     """A `Group` that draws; made at once, ready after `pace.load_s`."""
 
@@ -141,6 +145,8 @@ class FakeGroup:
                 self._render(job)
             except LiveAvatarError as error:
                 self._events.put(Refused(job.number, str(error)))
+            except _KilledError:
+                return
 
     def _render(self, job: RenderJob) -> None:
         if (reason := self._refusal) is not None:
@@ -152,21 +158,21 @@ class FakeGroup:
         height, width = job.portrait_HWC.shape[:2]
         sound = open_soundtrack(job.soundtrack, mix=job.mix)
         cancelled = False
-        with SpokenVideo(job.live_path, sound, width, height) as video:
+        make = SpokenVideo.resume if job.resumes else SpokenVideo
+        with make(job.live_path, sound, width, height) as video:
             due = time.monotonic()
-            for block in range(job.timeline.num_blocks):
+            for block in range(video.num_frames // FRAMES_PER_BLOCK, job.timeline.num_blocks):
                 cancelled = job.number in self._cancelled
-                if cancelled or self._ended.is_set():
+                if cancelled:
                     break
                 self._working_on = f"block {block} step 0"
                 num_frames = job.timeline.frames_of_block(block)
                 due += num_frames / self._pace.fps
-                self._ended.wait(max(0.0, due - time.monotonic()))
+                if self._ended.wait(max(0.0, due - time.monotonic())):
+                    raise _KilledError
                 video.append(draw_frames(job, block * FRAMES_PER_BLOCK, num_frames))
                 self._events.put(Progress(job.number, video.num_frames, "rendering"))
         self._working_on = ""
-        if self._ended.is_set():
-            return
         self._events.put(Progress(job.number, video.num_frames, "finishing"))
         self._events.put(Finished(job.number, video.num_frames, cancelled))
 

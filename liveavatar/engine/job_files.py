@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
+
 from liveavatar.engine.messages import RenderJob
 from liveavatar.jobs.job import JobSpec
 from liveavatar.jobs.spool import JobFolder
 from liveavatar.media.ingest import ingest
 from liveavatar.media.portrait import crop_to_size
 from liveavatar.media.remux import remux_to_progressive
+from liveavatar.media.spoken_video import can_resume
 from liveavatar.media.thumbnail import write_thumbnail
 from liveavatar.timeline import make_timeline
 
 
 def prepare_render_job(number: int, spec: JobSpec, folder: JobFolder) -> RenderJob:
-    """Decode a job's inputs and remove what an earlier attempt made.
+    """Decode a job's inputs; what an earlier attempt made is gone on with, or else removed.
 
     Args:
         number: the group's number for it.
@@ -23,7 +26,10 @@ def prepare_render_job(number: int, spec: JobSpec, folder: JobFolder) -> RenderJ
     Raises:
         MediaError: an input cannot be read any more.
     """
-    folder.clear_results()
+    resumes = can_resume(folder.live, spec.width, spec.height)
+    if not resumes:
+        folder.clear_results()
+    folder.resume.mkdir(exist_ok=True)
     speech_path = folder.file(spec.speech_name)
     inputs = ingest(
         folder.file(spec.portrait_name),
@@ -42,15 +48,18 @@ def prepare_render_job(number: int, spec: JobSpec, folder: JobFolder) -> RenderJ
         timeline=make_timeline(spec.sampling, len(inputs.speech.samples)),
         sampling=spec.sampling,
         live_path=folder.live,
+        resume_folder=folder.resume,
+        resumes=resumes,
     )
 
 
 def finish_video(folder: JobFolder, frames: int) -> None:
-    """Make the file for download and the thumbnail; nothing where there are no frames.
+    """Make the file for download and the thumbnail, if there are frames; remove resume points.
 
     Raises:
         MediaError: the growing file cannot be read or the disk cannot be written.
     """
+    shutil.rmtree(folder.resume, ignore_errors=True)
     if frames:
         remux_to_progressive(folder.live, folder.video)
         if not folder.thumbnail.exists():

@@ -5,12 +5,13 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from liveavatar.engine.messages import Finished, Progress, Refused, RenderJob
 from liveavatar.errors import DeadlineError, MediaError
@@ -26,6 +27,14 @@ _POLL_S = 0.2
 
 
 @dataclass(frozen=True)
+class _Point:
+    """When the frames before it are in the file, the point behind `block` blocks counts."""
+
+    block: int
+    tensors: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
 class _Finish:
     """No more frames follow."""
 
@@ -38,20 +47,29 @@ class LiveVideo:
     Reports Progress for every fragment, and Finished or Refused at the end.
 
     Args:
-        job: what is rendered.
+        job: what is rendered; a job that resumes goes on in its file.
         report: tells the owner.
+        points: writes the media rank's part of resume points.
 
     Raises:
         MediaError: the sound cannot be read or the file cannot be made.
     """
 
-    def __init__(self, job: RenderJob, report: Callable[[object], None]) -> None:
+    def __init__(
+        self,
+        job: RenderJob,
+        report: Callable[[object], None],
+        points: Callable[[int, Mapping[str, Tensor]], object],
+    ) -> None:
         height, width = job.portrait_HWC.shape[:2]
         sound = open_soundtrack(job.soundtrack, mix=job.mix)
-        self._video = SpokenVideo(job.live_path, sound, width, height)
+        make = SpokenVideo.resume if job.resumes else SpokenVideo
+        self._video = make(job.live_path, sound, width, height)
+        self._points = points
+        self._to_skip = 0
         self.number = job.number
         self._report = report
-        self._queue: queue.Queue[Frames | _Finish] = queue.Queue(maxsize=WAITING_BLOCKS)
+        self._queue: queue.Queue[Frames | _Point | _Finish] = queue.Queue(maxsize=WAITING_BLOCKS)
         self._error: BaseException | None = None
         self.refused = False
         self._thread = threading.Thread(
@@ -70,19 +88,30 @@ class LiveVideo:
         self._raise_failure()
         return not self._thread.is_alive()
 
+    def skip(self, num_frames: int) -> None:
+        """Drop the next frames: they are in the file that is gone on with."""
+        self._to_skip = num_frames
+
     def append(self, frames_THWC: Frames, timeout_s: float) -> None:
         """Hand over frames (T, H, W, 3), uint8; after a refusal they are dropped.
 
         Raises:
             DeadlineError: nothing was written for so long.
         """
-        self._put(frames_THWC, timeout_s)
+        skipped = min(self._to_skip, len(frames_THWC))
+        self._to_skip -= skipped
+        if skipped < len(frames_THWC):
+            self._put(frames_THWC[skipped:], timeout_s)
+
+    def keep(self, block: int, tensors: Mapping[str, Tensor], timeout_s: float) -> None:
+        """Write a point when all frames handed over so far are in the file. Raises as `append`."""
+        self._put(_Point(block, tensors), timeout_s)
 
     def finish(self, *, cut_short: bool, timeout_s: float) -> None:
         """Close the file when all frames are in it; does not wait for that. Raises as `append`."""
         self._put(_Finish(cut_short), timeout_s)
 
-    def _put(self, what: Frames | _Finish, timeout_s: float) -> None:
+    def _put(self, what: Frames | _Point | _Finish, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
         while True:
             self._raise_failure()
@@ -114,6 +143,9 @@ class LiveVideo:
 
     def _write(self) -> None:
         while not isinstance(next_one := self._queue.get(), _Finish):
+            if isinstance(next_one, _Point):
+                self._points(next_one.block, next_one.tensors)
+                continue
             self._video.append(next_one)
             self._report(Progress(self.number, self.num_frames, "rendering"))
         self._report(Progress(self.number, self.num_frames, "finishing"))

@@ -8,8 +8,10 @@ block is finished, so that what waits at the stages does not grow with the video
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,7 +21,8 @@ from liveavatar.config import FRAMES_PER_BLOCK
 from liveavatar.engine.live_video import LiveVideo
 from liveavatar.engine.messages import Progress, Refused, RenderJob
 from liveavatar.engine.preparation import Preparation, Prepared
-from liveavatar.errors import EngineError, MediaError
+from liveavatar.engine.resume import JobPoints, MediaPoint
+from liveavatar.errors import CheckpointError, EngineError, MediaError
 from liveavatar.model.denoiser import TokenGrid
 from liveavatar.model.transformer import ConditionEmbedder
 from liveavatar.model.vae import Decoder
@@ -34,8 +37,11 @@ from liveavatar.parallel.messages import (
 )
 from liveavatar.parallel.transfer import Packet, Receiver, Sender
 from liveavatar.parallel.wavefront import Pipeline
+from liveavatar.resume_points import write_part
 from liveavatar.sampling import make_schedule
 from liveavatar.single_device import VideoDecoder
+
+logger = logging.getLogger(__name__)
 
 SPARE_BLOCKS = 2
 """Blocks whose speech waits at the stages beyond those that are in flight."""
@@ -60,11 +66,13 @@ class MediaPlan:
         num_stages: pipeline stages.
         jobs_at_once: jobs that may be open at the stages.
         timeout_s: longest wait for a stage to take a message, or for a file to take frames.
+        points_of: where a job's resume points lie; None where none are kept.
     """
 
     num_stages: int
     jobs_at_once: int
     timeout_s: float
+    points_of: Callable[[RenderJob], JobPoints | None]
 
 
 @dataclass(frozen=True)
@@ -83,10 +91,14 @@ class _OpenJob:
     conditions: Conditions
     decoder: VideoDecoder
     video: LiveVideo
+    points: JobPoints | None
+    first_block: int
+    first_latent_CFHW: Tensor | None
     waiting: list[Tensor] = field(default_factory=list)
-    speech_sent: int = 0
-    blocks_done: int = 0
     cancelled: bool = False
+
+    def __post_init__(self) -> None:
+        self.speech_sent = self.blocks_done = self.first_block
 
 
 class MediaRank:
@@ -152,16 +164,22 @@ class MediaRank:
             return False
         if prepared is not None:
             try:
-                video = LiveVideo(prepared.job, self._report)
+                points = self._plan.points_of(prepared.job)
+                video = LiveVideo(prepared.job, self._report, _point_writer(points))
             except MediaError as error:
                 jobs.forget(prepared.job.number)
                 self._report(Refused(prepared.job.number, str(error)))
             else:
-                self._begin(prepared, video)
+                self._begin(prepared, video, points)
         return True
 
-    def _begin(self, prepared: Prepared, video: LiveVideo) -> None:
+    def _begin(self, prepared: Prepared, video: LiveVideo, points: JobPoints | None) -> None:
         job, conditions = prepared.job, prepared.conditions
+        self._report(Progress(job.number, video.num_frames, "rendering"))
+        if video.num_frames >= job.timeline.num_frames:  # killed between the last block and the end
+            video.finish(cut_short=False, timeout_s=self._plan.timeout_s)
+            self._closing.append(video)
+            return
         with self._activity.computing(f"job {job.number} opening"):
             decoder = VideoDecoder(
                 self.networks.decoder,
@@ -169,9 +187,13 @@ class MediaRank:
                 torch.tensor(job.portrait_HWC),
                 job.timeline.num_frames,
             )
-        self._open[job.number] = _OpenJob(job, conditions, decoder, video)
-        self._report(Progress(job.number, 0, "rendering"))
-        self._send_opening(self._open[job.number])
+            point = _resumed_at(decoder, points, video.num_frames) if job.resumes else None
+        first_block = 0 if point is None else point.block
+        video.skip(video.num_frames - first_block * FRAMES_PER_BLOCK)
+        first_latent = None if point is None else point.first_latent_CFHW
+        opened = _OpenJob(job, conditions, decoder, video, points, first_block, first_latent)
+        self._open[job.number] = opened
+        self._send_opening(opened)
 
     def _send_opening(self, opened: _OpenJob) -> None:
         job, conditions, embedder = opened.job, opened.conditions, self.networks.embedder
@@ -183,10 +205,16 @@ class MediaRank:
             schedule,
             TokenGrid.of_latent(conditions.reference_CFHW),
             job.sampling.seed,
+            opened.first_block,
+            None if opened.points is None else opened.points.plan,
         )
         everyone = (embedder.embed_text(conditions.text_LD), time.head_SD, time.layers_S6D)
         for rank, sender in enumerate(self._links.to_stages):
-            first = (conditions.reference_CFHW, conditions.motion_CFHW) if rank == 0 else ()
+            first: tuple[Tensor, ...] = ()
+            if rank == 0:
+                first = (conditions.reference_CFHW, conditions.motion_CFHW)
+                if opened.first_latent_CFHW is not None:
+                    first += (opened.first_latent_CFHW.to(conditions.reference_CFHW.device),)
             sender.send(message, *everyone, *first, timeout_s=self._plan.timeout_s)
         pipeline = Pipeline(self._plan.num_stages, job.sampling.num_steps)
         for _ in range(pipeline.blocks_in_flight + SPARE_BLOCKS):
@@ -224,6 +252,8 @@ class MediaRank:
             self._report(Progress(message.job, opened.video.num_frames, "rendering"))
             self._send_speech(opened)
             opened.waiting.append(packet.tensors[0])
+            if message.block == 0:
+                opened.first_latent_CFHW = packet.tensors[0][:, :1].clone()
             if opened.job.sampling.online_decode or (
                 len(opened.waiting) == opened.job.timeline.window_blocks
             ):
@@ -240,6 +270,16 @@ class MediaRank:
         opened.waiting = []
         if len(frames_THWC):
             opened.video.append(frames_THWC.numpy(), self._plan.timeout_s)
+        self._keep_point(opened)
+
+    def _keep_point(self, opened: _OpenJob) -> None:
+        block, points = opened.blocks_done, opened.points
+        ends = opened.cancelled or block == opened.job.timeline.num_blocks
+        if points is None or ends or not points.plan.is_due(block):
+            return
+        assert opened.first_latent_CFHW is not None
+        point = MediaPoint(block, opened.first_latent_CFHW, opened.decoder.snapshot())
+        opened.video.keep(block, point.tensors(), self._plan.timeout_s)
 
     def _end(self, opened: _OpenJob) -> None:
         """Hand over what is left of a job that the stages have finished."""
@@ -253,3 +293,24 @@ class MediaRank:
         for video in [video for video in self._closing if video.is_done]:
             self._closing.remove(video)
             jobs.forget(video.number)
+
+
+def _resumed_at(
+    decoder: VideoDecoder, points: JobPoints | None, num_frames: int
+) -> MediaPoint | None:
+    """Bring the decoder to the newest point within the file; None to begin with block 0."""
+    try:
+        point = None if points is None else points.newest(num_frames)
+        if point is not None:
+            decoder.restore(point.decoder, point.block * FRAMES_PER_BLOCK)
+    except CheckpointError as error:
+        logger.warning("%s; every block is made again", error)
+        return None
+    return point
+
+
+def _point_writer(points: JobPoints | None) -> Callable[[int, Mapping[str, Tensor]], object]:
+    """Writes the media rank's part of each point; never called where there are no points."""
+    if points is None:
+        return lambda _block, _tensors: None
+    return partial(write_part, points.plan.folder, points.media_part)

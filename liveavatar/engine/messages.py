@@ -153,6 +153,10 @@ class RenderJob:
         timeline: blocks and frames.
         sampling: steps, seed, when to decode.
         live_path: growing file to write.
+        resume_folder: where resume points of this very request go; None for none. Whoever made it
+            removes it when the video is done.
+        resumes: whether `live_path` is a file that `can_resume` accepts and that is to be gone on
+            with.
     """
 
     number: int
@@ -164,6 +168,8 @@ class RenderJob:
     timeline: Timeline
     sampling: SamplingConfig
     live_path: Path
+    resume_folder: Path | None = None
+    resumes: bool = False
 
 
 @dataclass(frozen=True, eq=False)

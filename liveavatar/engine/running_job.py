@@ -75,4 +75,8 @@ class RunningJob:
             self.first_frame_s = now - self.claimed_at
         if frames:
             self.speed.note(frames, now)
-        self.frames, self.stage, self.changed = frames, stage, True
+        self.frames, self.stage, self.changed = max(frames, self.frames), stage, True
+
+    def go_on(self) -> None:
+        """The file that is there is gone on with."""
+        self.frames, self.first_frame_s = self.job.frames, self.job.first_frame_s

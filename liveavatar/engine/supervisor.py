@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from liveavatar.engine.group import Group
 from liveavatar.engine.group_state import GroupState
 from liveavatar.engine.job_files import finish_video, prepare_render_job
-from liveavatar.engine.messages import Event, Finished, Progress, Refused
+from liveavatar.engine.messages import Event, Finished, Progress, Refused, RenderJob
 from liveavatar.engine.running_job import RunningJob
 from liveavatar.errors import (
     ConfigError,
@@ -160,7 +160,7 @@ class Supervisor:
             raise
         finally:
             group.kill()
-            self._give_back("the server was stopped")
+            self._give_back("the server was stopped", counts=False)
 
     def _serve(self, group: Group) -> None:
         deadline = time.monotonic() + self._settings.start_timeout_s
@@ -239,8 +239,16 @@ class Supervisor:
             elif running.cancel_wanted:
                 self._end(running, JobState.CANCELLED)
             else:
-                running.phase = "in group"
-                group.submit(work.result())
+                with self._unless_lost(running, group):
+                    self._hand_over(running, work.result(), group)
+
+    def _hand_over(self, running: RunningJob, job: RenderJob, group: Group) -> None:
+        if job.resumes:
+            running.go_on()
+        else:
+            self._store.begin_take(running.claim)
+        running.phase = "in group"
+        group.submit(job)
 
     def _keep_house(self, group: Group) -> None:
         if self._running and self._is_due("progress", self._settings.progress_s):
@@ -290,7 +298,7 @@ class Supervisor:
             self._store.finish(running.claim, state, error)
         logger.info("job %s: %s %s", running.job.id, state.value, error or "")
 
-    def _give_back(self, reason: str) -> None:
+    def _give_back(self, reason: str, *, counts: bool = True) -> None:
         """Requeue what the group held; jobs whose files are being finished end as they would."""
         for running in list(self._running.values()):
             if running.phase == "ended" and running.work is not None:
@@ -303,7 +311,7 @@ class Supervisor:
             if running.work is not None:
                 running.work.cancel()
             with suppress(LeaseLostError):
-                self._store.requeue(running.claim, reason)
+                self._store.requeue(running.claim, reason, counts=counts)
 
     def _note_failure(self, error: Exception, failures: int) -> None:
         if isinstance(error, LiveAvatarError):

@@ -10,6 +10,7 @@ import os
 import signal
 import time
 import traceback
+from functools import partial
 
 import torch
 
@@ -119,6 +120,7 @@ def _serve_media(me: _Rank) -> None:
     # Here, since the library of the encoders takes seconds to import.
     from liveavatar.engine.media_rank import MediaLinks, MediaPlan, MediaRank
     from liveavatar.engine.preparation import Preparation
+    from liveavatar.engine.resume import points_of
     from liveavatar.engine.warm_up import warm_up
 
     spec = me.spec
@@ -133,7 +135,13 @@ def _serve_media(me: _Rank) -> None:
     links = MediaLinks(
         [senders[f"media-{rank}"] for rank in range(spec.media_rank)], receivers["latents"]
     )
-    plan = MediaPlan(len(spec.stages), spec.jobs_at_once, spec.timeout_s)
+    config = networks.embedder.config
+    plan = MediaPlan(
+        len(spec.stages),
+        spec.jobs_at_once,
+        spec.timeout_s,
+        partial(points_of, spec=spec, config=config),
+    )
     media = MediaRank(networks, links, plan, me.activity)
     jobs.stages_ready.wait()  # for as long as they load; the owner ends this rank if one does not
     warm_up(media, spec)

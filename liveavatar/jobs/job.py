@@ -16,8 +16,8 @@ from liveavatar.config import SamplingConfig
 from liveavatar.errors import JobError
 from liveavatar.media.notes import Note
 
-MAX_ATTEMPTS = 3
-"""How often a job may be started: once, and twice more after its worker group died."""
+MAX_TRIES = 3
+"""How often in a row a job may be started without making a new frame."""
 
 
 class JobState(str, Enum):
@@ -104,6 +104,7 @@ class Job:
         stage: "preparing", "rendering" or "finishing" while it runs, else empty.
         frames: frames in its growing file.
         attempt: how often it was claimed; claims of earlier attempts change nothing any more.
+        take: which growing file it is at: a rising number means that the video began anew.
         error: why it failed, one line; else None.
         restart_note: why it was started again, one line; else None.
         fps: frames per second measured lately, None before there are any.
@@ -120,6 +121,7 @@ class Job:
     stage: str
     frames: int
     attempt: int
+    take: int
     error: str | None
     restart_note: str | None
     fps: float | None

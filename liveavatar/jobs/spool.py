@@ -1,6 +1,7 @@
 """Files of the jobs: a folder for each, and uploads on their way to become one.
 
     <data>/jobs/<job id>/portrait.<ext>  speech.<ext>  live.mp4  video.mp4  thumbnail.jpg
+                          resume/...
     <data>/uploads/<random>/...
 
 No name in here comes from a user: folders are named by job id, files by their part, and an ending
@@ -43,6 +44,11 @@ class JobFolder:
         """A small JPEG of the video."""
         return self.path / "thumbnail.jpg"
 
+    @property
+    def resume(self) -> Path:
+        """Folder of what an interrupted render goes on from."""
+        return self.path / "resume"
+
     def file(self, name: str) -> Path:
         """An input, by the name the job holds."""
         return self.path / name
@@ -51,6 +57,7 @@ class JobFolder:
         """Remove what an earlier attempt made; who reads it still holds the old file."""
         for path in (self.live, self.video, self.thumbnail):
             path.unlink(missing_ok=True)
+        shutil.rmtree(self.resume, ignore_errors=True)
 
 
 class Spool:

@@ -11,25 +11,17 @@ import hmac
 import secrets
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
-from liveavatar.config import SamplingConfig
-from liveavatar.errors import JobError, LeaseLostError, QueueFullError, UnknownJobError
-from liveavatar.jobs.job import (
-    MAX_ATTEMPTS,
-    Claim,
-    Job,
-    JobSpec,
-    JobState,
-    check_change,
-    states_before,
-)
-from liveavatar.jobs.tables import JOBS, METADATA, WORKERS, open_database
-from liveavatar.media.notes import Note
+from liveavatar.errors import JobError, QueueFullError, UnknownJobError
+from liveavatar.jobs.changes import change, give_back, holds, lost
+from liveavatar.jobs.job import Claim, Job, JobSpec, JobState, check_change
+from liveavatar.jobs.rows import columns_of, job_of
+from liveavatar.jobs.tables import JOBS, WORKERS, make_tables, open_database
 
 _SHARE_KEY_LENGTH = 8
 
@@ -83,7 +75,7 @@ class JobStore:
     def __init__(self, url: str) -> None:
         self._engine = open_database(url)
         try:
-            METADATA.create_all(self._engine)
+            make_tables(self._engine)
         except sa.exc.SQLAlchemyError as error:
             self._engine.dispose()
             raise JobError(f"the job database cannot be opened: {_one_line(error)}") from None
@@ -107,7 +99,7 @@ class JobStore:
         Raises:
             QueueFullError: a limit is reached.
         """
-        values = _columns_of(spec) | {
+        values = columns_of(spec) | {
             "id": job_id or new_job_id(),
             "share_token": secrets.token_urlsafe(24),
             "state": JobState.QUEUED.value,
@@ -139,7 +131,7 @@ class JobStore:
             row = connection.execute(sa.select(JOBS).where(JOBS.c.id == job_id)).first()
         if row is None:
             raise UnknownJobError(f"there is no job {job_id[:40]!r}; it may have been deleted")
-        return _job_of(row)
+        return job_of(row)
 
     def find_submitted(self, owner: str, idempotency_key: str) -> Job | None:
         """Return what this owner submitted under a key, if anything."""
@@ -153,7 +145,7 @@ class JobStore:
             rows = connection.execute(sa.select(JOBS).where(JOBS.c.share_key == key)).all()
         for row in rows:
             if hmac.compare_digest(row.share_token.encode(), share_token.encode()):
-                return _job_of(row)
+                return job_of(row)
         raise UnknownJobError("this link leads to no video; it may have been deleted")
 
     def list_jobs(self, owner: str | None = None, limit: int = 100) -> list[Job]:
@@ -162,7 +154,7 @@ class JobStore:
         if owner is not None:
             query = query.where(JOBS.c.owner == owner)
         with self._reading.connect() as connection:
-            return [_job_of(row) for row in connection.execute(query)]
+            return [job_of(row) for row in connection.execute(query)]
 
     def position(self, job: Job) -> int | None:
         """Place of a job in the queue, 1 for the next one to be claimed; None if not queued."""
@@ -203,6 +195,8 @@ class JobStore:
     def claim(self, worker: str, lease_s: float) -> tuple[Claim, Job] | None:
         """Take the oldest queued job; None when there is none.
 
+        What is known of its growing file stays, until `begin_take`.
+
         Args:
             worker: name of the one who takes it.
             lease_s: how long it holds without `renew`, seconds.
@@ -219,24 +213,26 @@ class JobStore:
             job_id = connection.execute(oldest).scalar_one_or_none()
             if job_id is None:
                 return None
-            taken = _change(
+            taken = change(
                 connection,
                 JOBS.c.id == job_id,
                 JobState.RUNNING,
                 attempt=JOBS.c.attempt + 1,
+                tries=JOBS.c.tries + 1,
                 worker=worker,
                 lease_until=now + lease_s,
                 started_at=now,
                 finished_at=None,
                 stage="preparing",
-                frames=0,
-                fps=None,
-                first_frame_s=None,
             )
         if not taken:
             return None
         job = self.get(job_id)
         return Claim(job.id, job.attempt), job
+
+    def begin_take(self, claim: Claim) -> None:
+        """Say that the growing file begins anew; LeaseLostError when the claim is gone."""
+        self._update_claimed(claim, take=JOBS.c.take + 1, frames=0, fps=None, first_frame_s=None)
 
     def renew(self, claim: Claim, lease_s: float) -> None:
         """Hold a claim for longer; LeaseLostError when it is gone."""
@@ -253,7 +249,12 @@ class JobStore:
     ) -> None:
         """Note how far a running job is; LeaseLostError when the claim is gone."""
         self._update_claimed(
-            claim, frames=frames, stage=stage, fps=fps, first_frame_s=first_frame_s
+            claim,
+            frames=frames,
+            stage=stage,
+            fps=fps,
+            first_frame_s=first_frame_s,
+            tries=sa.case((JOBS.c.frames < frames, 0), else_=JOBS.c.tries),
         )
 
     def finish(self, claim: Claim, state: JobState, error: str | None = None) -> None:
@@ -272,9 +273,9 @@ class JobStore:
             raise JobError(f"a job cannot end as {state.value}")
         check_change(JobState.RUNNING, state)
         with self._engine.begin() as connection:
-            changed = _change(
+            changed = change(
                 connection,
-                _holds(claim),
+                holds(claim),
                 state,
                 error=error,
                 finished_at=time.time(),
@@ -282,37 +283,40 @@ class JobStore:
                 lease_until=None,
             )
         if not changed:
-            raise _lost(claim)
+            raise lost(claim)
 
-    def requeue(self, claim: Claim, note: str) -> Job:
+    def requeue(self, claim: Claim, note: str, *, counts: bool = True) -> Job:
         """Give a running job back to the queue, or end it when it was tried too often.
 
         Args:
             claim: the hold on it.
             note: why, one line.
+            counts: whether this was a try that failed.
 
         Returns:
-            The job: queued; cancelled, if that was asked for; or failed after `MAX_ATTEMPTS`.
+            The job: queued; cancelled, if that was asked for; or failed after `MAX_TRIES` in a row.
 
         Raises:
             LeaseLostError: the claim is gone.
         """
         with self._engine.begin() as connection:
-            if not _give_back(connection, _holds(claim), note):
-                raise _lost(claim)
+            if not counts:
+                connection.execute(JOBS.update().where(holds(claim)).values(tries=0))
+            if not give_back(connection, holds(claim), note):
+                raise lost(claim)
         return self.get(claim.job_id)
 
     def requeue_of(self, worker: str, note: str) -> int:
         """Give back what a worker held that is known to be gone; returns how many jobs."""
         mine = (JOBS.c.worker == worker) & (JOBS.c.state == JobState.RUNNING.value)
         with self._engine.begin() as connection:
-            return _give_back(connection, mine, note)
+            return give_back(connection, mine, note)
 
     def requeue_expired(self, note: str) -> int:
         """Give back the jobs whose leases ran out; returns how many."""
         expired = (JOBS.c.lease_until < time.time()) & (JOBS.c.state == JobState.RUNNING.value)
         with self._engine.begin() as connection:
-            return _give_back(connection, expired, note)
+            return give_back(connection, expired, note)
 
     def request_cancel(self, job_id: str) -> Job:
         """Cancel a job: at once if it is queued, else its worker is asked to; ended ones stay.
@@ -322,7 +326,7 @@ class JobStore:
         """
         with self._engine.begin() as connection:
             queued = (JOBS.c.id == job_id) & (JOBS.c.state == JobState.QUEUED.value)
-            if not _change(connection, queued, JobState.CANCELLED, finished_at=time.time()):
+            if not change(connection, queued, JobState.CANCELLED, finished_at=time.time()):
                 running = (JOBS.c.id == job_id) & (JOBS.c.state == JobState.RUNNING.value)
                 connection.execute(JOBS.update().where(running).values(cancel_requested=True))
         return self.get(job_id)
@@ -393,9 +397,9 @@ class JobStore:
 
     def _update_claimed(self, claim: Claim, **values: Any) -> None:
         with self._engine.begin() as connection:
-            changed = connection.execute(JOBS.update().where(_holds(claim)).values(values))
+            changed = connection.execute(JOBS.update().where(holds(claim)).values(values))
         if not changed.rowcount:
-            raise _lost(claim)
+            raise lost(claim)
 
 
 def _submitted_before(connection: sa.Connection, spec: JobSpec) -> Job | None:
@@ -406,7 +410,7 @@ def _submitted_before(connection: sa.Connection, spec: JobSpec) -> Job | None:
 def _submitted_under(connection: sa.Connection, owner: str, key: str) -> Job | None:
     same = (JOBS.c.owner == owner) & (JOBS.c.idempotency_key == key)
     row = connection.execute(sa.select(JOBS).where(same)).first()
-    return None if row is None else _job_of(row)
+    return None if row is None else job_of(row)
 
 
 def new_job_id() -> str:
@@ -417,98 +421,6 @@ def new_job_id() -> str:
 def sqlite_url(path: Path) -> str:
     """URL of a SQLite database file."""
     return sa.URL.create("sqlite", database=str(path)).render_as_string()
-
-
-def _holds(claim: Claim) -> sa.ColumnElement[bool]:
-    return sa.and_(
-        JOBS.c.id == claim.job_id,
-        JOBS.c.attempt == claim.attempt,
-        JOBS.c.state == JobState.RUNNING.value,
-    )
-
-
-def _lost(claim: Claim) -> LeaseLostError:
-    return LeaseLostError(
-        f"job {claim.job_id}: attempt {claim.attempt} does not hold it any more; its lease ran out"
-    )
-
-
-def _change(
-    connection: sa.Connection, which: sa.ColumnElement[bool], new: JobState, **values: Any
-) -> int:
-    """Move the jobs that may make this change; returns how many."""
-    sources = [state.value for state in states_before(new)]
-    query = JOBS.update().where(which, JOBS.c.state.in_(sources))
-    return int(connection.execute(query.values(state=new.value, **values)).rowcount)
-
-
-def _give_back(connection: sa.Connection, which: sa.ColumnElement[bool], note: str) -> int:
-    now = time.time()
-    gone = {"lease_until": None, "worker": None, "stage": ""}
-    cancelled = _change(
-        connection, which & JOBS.c.cancel_requested, JobState.CANCELLED, finished_at=now, **gone
-    )
-    spent = which & (JOBS.c.attempt >= MAX_ATTEMPTS)
-    error = f"{note}; it was tried {MAX_ATTEMPTS} times"
-    failed = _change(connection, spent, JobState.FAILED, finished_at=now, error=error, **gone)
-    queued = _change(
-        connection,
-        which,
-        JobState.QUEUED,
-        restart_note=note,
-        frames=0,
-        fps=None,
-        first_frame_s=None,
-        started_at=None,
-        **gone,
-    )
-    return cancelled + failed + queued
-
-
-def _columns_of(spec: JobSpec) -> dict[str, Any]:
-    document = asdict(spec)
-    for column in ("owner", "tier", "idempotency_key"):
-        del document[column]
-    return {
-        "owner": spec.owner,
-        "tier": spec.tier,
-        "idempotency_key": spec.idempotency_key,
-        "spec": document,
-    }
-
-
-def _job_of(row: sa.Row[Any]) -> Job:
-    document = dict(row.spec)
-    spec = JobSpec(
-        **(
-            document
-            | {
-                "owner": row.owner,
-                "tier": row.tier,
-                "idempotency_key": row.idempotency_key,
-                "sampling": SamplingConfig(**document["sampling"]),
-                "notes": tuple(Note(**note) for note in document["notes"]),
-            }
-        )
-    )
-    return Job(
-        id=row.id,
-        number=row.number,
-        share_token=row.share_token,
-        spec=spec,
-        state=JobState(row.state),
-        stage=row.stage,
-        frames=row.frames,
-        attempt=row.attempt,
-        error=row.error,
-        restart_note=row.restart_note,
-        fps=row.fps,
-        first_frame_s=row.first_frame_s,
-        created_at=row.created_at,
-        started_at=row.started_at,
-        finished_at=row.finished_at,
-        cancel_requested=row.cancel_requested,
-    )
 
 
 def _one_line(error: Exception) -> str:

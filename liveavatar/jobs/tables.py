@@ -25,6 +25,9 @@ JOBS = sa.Table(
     sa.Column("stage", sa.String(16), nullable=False, default=""),
     sa.Column("frames", sa.Integer, nullable=False, default=0),
     sa.Column("attempt", sa.Integer, nullable=False, default=0),
+    sa.Column("take", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("tries", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("faults", sa.Integer, nullable=False, server_default="0"),
     sa.Column("error", sa.Text),
     sa.Column("restart_note", sa.Text),
     sa.Column("fps", sa.Float(53)),
@@ -71,6 +74,18 @@ def open_database(url: str) -> sa.Engine:
         sa.event.listen(engine, "connect", _set_up_sqlite)
         sa.event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def make_tables(engine: sa.Engine) -> None:
+    """Make the tables that are missing, and in tables of an earlier version the columns."""
+    METADATA.create_all(engine)
+    with engine.begin() as connection:
+        for table in METADATA.sorted_tables:
+            there = {column["name"] for column in sa.inspect(connection).get_columns(table.name)}
+            for column in table.columns:
+                if column.name not in there:
+                    kind = sa.schema.CreateColumn(column).compile(dialect=engine.dialect)
+                    connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {kind}")
 
 
 def _set_up_sqlite(connection: Any, _record: object) -> None:

@@ -1,6 +1,7 @@
 """Frames and sound in, a growing MP4 file out: one whole fragment for every append."""
 
 import errno
+import io
 import math
 import os
 from pathlib import Path
@@ -259,6 +260,35 @@ class LiveVideoWriter:
             raise
 
 
+def frames_to_resume(
+    path: Path, *, width: int, height: int, fps: int = 25, sample_rate_hz: int = 16_000
+) -> int:
+    """Frames in a live file that `LiveVideoWriter.resume` would go on with; nothing is changed.
+
+    Raises:
+        MediaError: it would not: the file cannot be read, or was begun with other settings.
+    """
+    expected = LiveVideoWriter(
+        io.BytesIO(), width=width, height=height, fps=fps, sample_rate_hz=sample_rate_hz
+    )
+    num_frames = measure_live_file(path).num_frames
+    _check_begun_with(path, expected.init_segment)
+    return num_frames
+
+
+def _check_begun_with(path: Path, head: bytes) -> None:
+    try:
+        with path.open("rb") as begun:
+            if begun.read(len(head)) == head:
+                return
+    except OSError as error:
+        raise MediaError(f"cannot read live video {path.name}: {error.strerror}") from error
+    raise MediaError(
+        f"live video {path.name} was begun with another size, frame rate or "
+        "encoder setting: resume it with the same ones"
+    )
+
+
 class _Sink:
     """A binary file that only grows, with errors told in one line."""
 
@@ -281,13 +311,8 @@ class _Sink:
     @classmethod
     def reopen(cls, path: Path, head: bytes, num_bytes: int) -> "_Sink":
         """Open a file that begins with `head`, cut to `num_bytes`."""
+        _check_begun_with(path, head)
         try:
-            with path.open("rb") as begun:
-                if begun.read(len(head)) != head:
-                    raise MediaError(
-                        f"live video {path.name} was begun with another size, frame rate or "
-                        "encoder setting: resume it with the same ones"
-                    )
             os.truncate(path, num_bytes)
             file = path.open("ab", buffering=0)
         except OSError as error:

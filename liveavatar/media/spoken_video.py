@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import TracebackType
+from typing import Final, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
 from liveavatar.config import FPS
-from liveavatar.media.live_writer import AUDIO_LEAD_S, LiveVideoWriter
+from liveavatar.errors import MediaError
+from liveavatar.media.live_writer import AUDIO_LEAD_S, LiveVideoWriter, frames_to_resume
 from liveavatar.media.soundtrack import SOUNDTRACK_RATE_HZ, Soundtrack
+
+
+class _Rates(TypedDict):
+    fps: int
+    sample_rate_hz: int
+
+
+_RATES: Final[_Rates] = {"fps": FPS, "sample_rate_hz": SOUNDTRACK_RATE_HZ}
 
 
 class SpokenVideo:
@@ -33,12 +43,29 @@ class SpokenVideo:
     def __init__(self, live_path: Path, soundtrack: Soundtrack, width: int, height: int) -> None:
         self._sound = soundtrack
         try:
-            self._writer = LiveVideoWriter(
-                live_path, width=width, height=height, fps=FPS, sample_rate_hz=SOUNDTRACK_RATE_HZ
-            )
+            self._writer = LiveVideoWriter(live_path, width=width, height=height, **_RATES)
         except BaseException:
             soundtrack.close()
             raise
+
+    @classmethod
+    def resume(
+        cls, live_path: Path, soundtrack: Soundtrack, width: int, height: int
+    ) -> SpokenVideo:
+        """Go on with the file of a render that was killed, behind its last whole fragment.
+
+        Continue with frame `num_frames`. Arguments and errors are those of making one; besides, the
+        file has to be one that `can_resume` accepts.
+        """
+        video = cls.__new__(cls)
+        video._sound = soundtrack
+        try:
+            video._writer = LiveVideoWriter.resume(live_path, width=width, height=height, **_RATES)
+            soundtrack.skip(video._writer.num_samples)
+        except BaseException:
+            soundtrack.close()
+            raise
+        return video
 
     @property
     def num_frames(self) -> int:
@@ -70,3 +97,11 @@ class SpokenVideo:
         else:
             self._sound.close()
             self._writer.abort()
+
+
+def can_resume(live_path: Path, width: int, height: int) -> bool:
+    """Whether a growing file holds frames of this size and was begun as it would be now."""
+    try:
+        return frames_to_resume(live_path, width=width, height=height, **_RATES) > 0
+    except MediaError:
+        return False

@@ -5,7 +5,7 @@ The same object runs all layers on one device and one pipeline stage's layers on
 Shapes: L block tokens, C condition tokens, D model width.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -115,8 +115,9 @@ class Denoiser:
         self.grid = grid
         self.device = text_LD.device
         self.constants = transformer.constants(time, text_LD)
+        self._num_steps = time.head_SD.shape[0] - 1
         shape = grid.cache_shape(
-            time.head_SD.shape[0] - 1, window_blocks, transformer.config.zip_frame_buckets
+            self._num_steps, window_blocks, transformer.config.zip_frame_buckets
         )
         self.backend = fastest_backend(
             self.device,
@@ -199,6 +200,16 @@ class Denoiser:
         """Drop what only `block_index` needed, after its last step."""
         self._audio.pop(block_index, None)
         self._block_rotations.pop(block_index, None)
+
+    @property
+    def num_steps(self) -> int:
+        """Denoise steps, each with a ring in every layer."""
+        return self._num_steps
+
+    def rings(self, step: int) -> Iterator[Tensor]:
+        """All tensors that hold the window of a step, views, always in the same order."""
+        for cache in self.caches:
+            yield from cache.ring_tensors(step)
 
     def _rotation_of_block(self, block_index: int) -> Rotation:
         if block_index not in self._block_rotations:

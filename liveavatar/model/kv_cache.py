@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 import torch
+from torch import Tensor
 
 from liveavatar.model.attention import KeyValue
 from liveavatar.model.rope import Rotation, rotate, rotate_fused
@@ -86,6 +87,13 @@ class LayerCache(Protocol):
             block_index: block number since the start of the video.
             version: condition version this block uses.
             reference: rotation of the reference tokens in this forward.
+        """
+        ...
+
+    def ring_tensors(self, step: int) -> tuple[Tensor, ...]:
+        """The tensors that hold the blocks of a step's window, as views: to keep and to bring back.
+
+        Equal tensors make the next forward equal; conditions are not among them.
         """
         ...
 
@@ -180,3 +188,8 @@ class ExactCache:
             own=KeyValue(key_KNH[slot], value_KNH[slot]),
             window=KeyValue(key_KNH[:valid], value_KNH[:valid]),
         )
+
+    def ring_tensors(self, step: int) -> tuple[Tensor, ...]:
+        """See `LayerCache`."""
+        first = self.shape.condition_tokens
+        return self.key_SKNH[step, first:], self.value_SKNH[step, first:]

@@ -130,6 +130,11 @@ class QuantisedCache:
             window=self._buffer(slice(0, shape.valid_tokens(block_index))),
         )
 
+    def ring_tensors(self, step: int) -> tuple[Tensor, ...]:
+        """See `LayerCache`."""
+        ring = self.ring[step]
+        return ring.key.values, ring.key.scale, ring.value.values, ring.value.scale
+
     def _earlier(self, block_index: int) -> Iterator[slice]:
         """Ring tokens of the earlier blocks in the window: those around the block's own slot."""
         start = self.shape.condition_tokens

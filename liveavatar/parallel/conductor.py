@@ -121,14 +121,18 @@ class Conductor:
         for number, job in sorted(self.stage.jobs.items()):
             if number in self._videos:
                 continue
-            self._videos[number] = _Video(job, job.tensors[3:])
-            opened = job.opened
+            opened, condition = job.opened, job.tensors[3:5]
+            first_latent = job.tensors[5] if opened.first_block else None
+            self._videos[number] = _Video(job, condition, first_latent=first_latent)
             pipeline = Pipeline(self.stage.plan.mesh.num_stages, opened.schedule.num_steps)
             timeline = opened.timeline
             start = max(self._tick + 1, self._next_start)
-            slots = schedule_video(pipeline, timeline.num_blocks, timeline.refresh_block)
+            slots = schedule_video(
+                pipeline, timeline.num_blocks, timeline.refresh_block, opened.first_block
+            )
             self._push(number, start, slots)
-            self._next_start = start + pipeline.num_steps * timeline.num_blocks
+            blocks = timeline.num_blocks - opened.first_block
+            self._next_start = start + pipeline.num_steps * blocks
 
     def _push(self, number: int, start: int, slots: Iterator[Slot]) -> None:
         video = self._videos[number]
@@ -232,7 +236,8 @@ class Conductor:
     def _end_if_done(self, number: int) -> None:
         video = self._videos[number]
         if video.all_issued and not video.under_way:
-            del self._videos[number], self.stage.jobs[number]
+            del self._videos[number]
+            self.stage.jobs.pop(number).end()
             self._to_media(JobEnd(number))
 
     def _to_media(self, message: Any, *tensors: Tensor) -> None:

@@ -10,19 +10,26 @@ Shapes: L block tokens, C condition tokens, D model width.
 from dataclasses import dataclass
 
 from liveavatar.model.denoiser import Item, TokenGrid
+from liveavatar.resume_points import PointPlan
 from liveavatar.sampling import Schedule
 from liveavatar.timeline import Timeline
 
 
 @dataclass(frozen=True)
 class JobOpen:
-    """A job begins; with it come text (text_len, D), time tables, and for stage 0 the condition."""
+    """A job begins; with it come text (text_len, D), time tables, and for stage 0 the condition.
+
+    A job that goes on from a resume point begins with `first_block`; for stage 0 there comes the
+    first latent frame of block 0 too. `points` says where further points are written, if they are.
+    """
 
     job: int
     timeline: Timeline
     schedule: Schedule
     grid: TokenGrid
     seed: int
+    first_block: int = 0
+    points: PointPlan | None = None
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from liveavatar.parallel.messages import (
     StepWork,
     Velocity,
 )
+from liveavatar.parallel.ring_keeper import RingKeeper
 from liveavatar.parallel.transfer import Packet, Sender
 
 
@@ -85,6 +86,7 @@ class StageJob:
         denoiser: constants and caches, from the first condition on.
         speech: of blocks that are not begun.
         cancelled: whether the media rank asked to stop it.
+        keeper: of resume points; None where none are kept.
     """
 
     opened: JobOpen
@@ -92,9 +94,13 @@ class StageJob:
     denoiser: Denoiser | None = None
     speech: dict[int, BlockAudio] = field(default_factory=dict)
     cancelled: bool = False
+    keeper: RingKeeper | None = None
 
     def begin(self, transformer: Transformer, tokens: range) -> Denoiser:
-        """Make constants and empty caches, for some tokens of each block; only once."""
+        """Make constants and caches, for some tokens of each block; only once.
+
+        The caches are empty, or those of the resume point that the job goes on from.
+        """
         if self.denoiser is None:
             text_LD, head_SD, layers_S6D = self.tensors[:3]
             self.denoiser = Denoiser(
@@ -105,7 +111,14 @@ class StageJob:
                 self.opened.timeline.window_blocks,
                 tokens if len(tokens) < self.opened.grid.block_tokens else None,
             )
+            if self.keeper is not None and self.opened.first_block:
+                self.keeper.restore(self.denoiser, self.opened.first_block)
         return self.denoiser
+
+    def end(self) -> None:
+        """No more work of this job follows."""
+        if self.keeper is not None:
+            self.keeper.close()
 
 
 class Stage:
@@ -138,7 +151,9 @@ class Stage:
             return False
         message = packet.message
         if isinstance(message, JobOpen):
-            self.jobs[message.job] = StageJob(message, packet.tensors)
+            points = message.points
+            keeper = None if points is None else RingKeeper(points, self.plan.rank)
+            self.jobs[message.job] = StageJob(message, packet.tensors, keeper=keeper)
         elif isinstance(message, BlockSpeech):
             job = self.jobs.get(message.job)
             if job is not None:  # a cancelled job's speech may still be on its way
@@ -187,7 +202,10 @@ class Stage:
             hidden_LD = denoiser.forward(hidden_LD, item)
             if self.plan.is_last:
                 hidden_LD = denoiser.head(hidden_LD, item.step)
-        if item.step == job.opened.schedule.num_steps - 1:
+        last = job.opened.schedule.num_steps - 1
+        if job.keeper is not None and block + 1 < job.opened.timeline.num_blocks:
+            job.keeper.step_is_done(denoiser, block, item.step, last=item.step == last)
+        if item.step == last:
             denoiser.finish_block(block)
         return hidden_LD
 
@@ -209,7 +227,7 @@ class Stage:
                 return
             if isinstance(message, JobEnd):
                 self.job(message.job)  # one that ends before it began is still to be opened here
-                del self.jobs[message.job]
+                self.jobs.pop(message.job).end()
                 self.pass_on(message)
                 continue
             if isinstance(message, PrefillWork):

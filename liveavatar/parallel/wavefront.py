@@ -97,7 +97,10 @@ class Slot:
 
 
 def schedule_video(
-    pipeline: Pipeline, num_blocks: int, refresh_block: int | None = None
+    pipeline: Pipeline,
+    num_blocks: int,
+    refresh_block: int | None = None,
+    first_block: int = 0,
 ) -> Iterator[Slot]:
     """Yield the work of one video in the order in which every stage does it.
 
@@ -107,7 +110,12 @@ def schedule_video(
         pipeline: stages and steps.
         num_blocks: blocks of the video.
         refresh_block: first block that uses the refreshed condition; None for never.
+        first_block: of a video that goes on from a resume point; the blocks before it, and with
+            them the refreshed reference, are there.
     """
+    if first_block:
+        yield from _rest_of_video(pipeline, num_blocks, refresh_block, first_block)
+        return
     offsets, steps = pipeline.offsets, pipeline.num_steps
     refreshes = refresh_block is not None and refresh_block < num_blocks
     delay = pipeline.refresh_delay(refresh_block) if refresh_block is not None else 0
@@ -130,3 +138,22 @@ def schedule_video(
             yield Slot(tick + prefills, Prefill(version))
             prefills += 1
         yield Slot(tick + prefills, BlockStep(block, step, version))
+
+
+def _rest_of_video(
+    pipeline: Pipeline, num_blocks: int, refresh_block: int | None, first_block: int
+) -> Iterator[Slot]:
+    """The work from `first_block` on, its ticks from 0: that of a shorter video, renumbered."""
+    refreshed = num_blocks if refresh_block is None else refresh_block
+    versions: list[int] = []
+    for slot in schedule_video(pipeline, num_blocks - first_block):
+        if isinstance(slot.work, Prefill):
+            continue
+        block = first_block + slot.work.block
+        version = int(block >= refreshed)
+        tick = slot.tick - 1 + len(versions)  # the shorter video has one prefill
+        if not versions or version > versions[-1]:
+            versions.append(version)
+            yield Slot(tick, Prefill(version))
+            tick += 1
+        yield Slot(tick, BlockStep(block, slot.work.step, version))

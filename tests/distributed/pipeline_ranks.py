@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -39,6 +40,7 @@ from liveavatar.parallel.tensor_parallel import apply_tensor_parallel
 from liveavatar.parallel.transfer import Receiver, Sender, connect
 from liveavatar.parallel.wavefront import Pipeline
 from liveavatar.random_checkpoint import TINY
+from liveavatar.resume_points import PointPlan
 from liveavatar.sampling import make_schedule
 from liveavatar.single_device import generate_latents, seeded_draws
 from liveavatar.timeline import Timeline
@@ -73,17 +75,28 @@ class Case:
     made: list[Tensor] = field(default_factory=list)
     speech_sent: int = 0
     ended: bool = False
+    first_block: int = 0
+    points: PointPlan | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        self.speech_sent = self.first_block
+
+    @property
+    def video(self) -> int:
+        """What inputs and random numbers come from: cases of one video share it."""
+        return self.number if self.seed is None else self.seed
 
     @property
     def conditions(self) -> Conditions:
-        """Random inputs, others for every number."""
+        """Random inputs, others for every video."""
         (rows, columns), dtype = self.side, self.layout.dtype
         return Conditions(
-            tiny.seeded(16, 1, rows, columns, seed=10 * self.number + 1).to(dtype),
-            tiny.seeded(16, 19, rows, columns, seed=10 * self.number + 2).to(dtype),
-            tiny.seeded(5 + self.number % 3, TINY.text_dim, seed=10 * self.number + 3).to(dtype),
+            tiny.seeded(16, 1, rows, columns, seed=10 * self.video + 1).to(dtype),
+            tiny.seeded(16, 19, rows, columns, seed=10 * self.video + 2).to(dtype),
+            tiny.seeded(5 + self.video % 3, TINY.text_dim, seed=10 * self.video + 3).to(dtype),
             tiny.seeded(
-                TINY.audio_dim, self.num_blocks * FRAMES_PER_BLOCK, seed=10 * self.number + 4
+                TINY.audio_dim, self.num_blocks * FRAMES_PER_BLOCK, seed=10 * self.video + 4
             ),
         )
 
@@ -100,7 +113,7 @@ class Case:
 
     def alone(self) -> Iterator[Tensor]:
         """The latents that one device makes, one by one."""
-        draws = seeded_draws(self.number, self.conditions.reference_CFHW)
+        draws = seeded_draws(self.video, self.conditions.reference_CFHW)
         schedule = make_schedule(self.num_steps)
         models = tiny.models(self.layout.config, self.layout.dtype)
         return generate_latents(models, self.conditions, self.timeline, schedule, draws)
@@ -113,11 +126,12 @@ class Case:
 
     def is_bitwise(self) -> bool:
         """Whether the blocks made so far, in order, have the bits that one device makes."""
-        return bool(self.made) and all(map(torch.equal, self.made, self.alone()))
+        alone = itertools.islice(self.alone(), self.first_block, None)
+        return bool(self.made) and all(map(torch.equal, self.made, alone))
 
     def is_made_bitwise(self) -> bool:
         """Whether all blocks were made, with the bits that one device makes."""
-        return len(self.made) == self.num_blocks and self.is_bitwise()
+        return len(self.made) == self.num_blocks - self.first_block and self.is_bitwise()
 
 
 def rank_main(folder: Path, rank: int, layout: Layout) -> None:
@@ -181,11 +195,17 @@ class MediaEnd:
         """Open a job at all ranks and send the speech of its first blocks."""
         schedule, inputs = make_schedule(case.num_steps), case.conditions
         grid = TokenGrid.of_latent(inputs.reference_CFHW)
-        message = JobOpen(case.number, case.timeline, schedule, grid, case.number)
+        message = JobOpen(
+            case.number, case.timeline, schedule, grid, case.video, case.first_block, case.points
+        )
         time = self.embedder.embed_time(schedule.timesteps)
         tensors = (self.embedder.embed_text(inputs.text_LD), time.head_SD, time.layers_S6D)
         for rank, sender in enumerate(self.ranks):
-            first = (inputs.reference_CFHW, inputs.motion_CFHW) if rank == 0 else ()
+            first: tuple[Tensor, ...] = ()
+            if rank == 0:
+                first = (inputs.reference_CFHW, inputs.motion_CFHW)
+                if case.first_block:
+                    first += (next(case.alone())[:, :1],)
             sender.send(message, *tensors, *first, timeout_s=WAIT_S)
         self.open[case.number] = case
         in_flight = Pipeline(self.layout.mesh.num_stages, case.num_steps).blocks_in_flight
@@ -205,7 +225,7 @@ class MediaEnd:
             del self.open[case.number]
             return case
         assert isinstance(packet.message, FinishedBlock)
-        assert packet.message.block == len(case.made)
+        assert packet.message.block == case.first_block + len(case.made)
         case.made.append(packet.tensors[0])
         self._speak(case)
         return case

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 from liveavatar.parallel.mesh import Mesh
+from liveavatar.parallel.ring_keeper import part_of_rank
+from liveavatar.resume_points import PointPlan, whole_points
 from tests.distributed.pipeline_ranks import Case, Layout, MediaEnd, ranks_of
+from tests.distributed.rendering import wait_until
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -93,6 +97,28 @@ def test_jobs_that_are_cancelled_as_they_begin_end_too(media: MediaEnd) -> None:
     after = case(num_blocks=3)
     media.render([after])
     assert after.is_made_bitwise()
+
+
+@pytest.mark.parametrize("first_block", [2, 6])
+def test_a_video_that_goes_on_from_a_point_makes_bitwise_the_rest(
+    media: MediaEnd, tmp_path: Path, first_block: int
+) -> None:
+    # Before the condition is refreshed, and when it is and the rings have wrapped.
+    plan = PointPlan(tmp_path, every=2)
+    whole = case(num_blocks=first_block + 3, window=4, points=plan)
+    media.render([whole])
+    parts = [part_of_rank(rank) for rank in range(media.layout.mesh.num_dit_ranks)]
+    wait_until(lambda: first_block in whole_points(tmp_path, parts), "the point is written")
+    rest = case(
+        num_blocks=whole.num_blocks,
+        window=4,
+        first_block=first_block,
+        points=plan,
+        seed=whole.video,
+    )
+    media.render([rest, case(num_blocks=2)])
+    assert whole.is_made_bitwise()
+    assert rest.is_made_bitwise()
 
 
 def test_stages_in_bfloat16_give_bitwise_the_latents_of_one_device() -> None:

@@ -17,6 +17,14 @@ SCRIPT = ROOT / "inference" / "inference_tpp.py"
 PORTRAIT, SPEECH = ROOT / "examples" / "maya.png", ROOT / "examples" / "maya.wav"
 PROMPT = "A young woman talks to the camera and smiles, in a bright studio room"
 
+LONG: dict[str, object] = {
+    "size": "128*128",
+    "audio": ROOT / "examples" / "oliver.wav",
+    "num_clip": None,
+    "enable_online_decode": True,
+}
+"""Options of a video that can be interrupted."""
+
 
 def arguments(tiny: Path, output: Path, **changed: object) -> list[str]:
     """The documented command; a value of None leaves an option out, True makes it a switch."""
@@ -64,14 +72,8 @@ def describe(path: Path) -> dict[str, object]:
 
 
 def start(tiny: Path, save_file: Path, **changed: object) -> subprocess.Popen[str]:
-    options: dict[str, object] = {
-        "size": "128*128",
-        "audio": ROOT / "examples" / "oliver.wav",
-        "num_clip": None,
-        "enable_online_decode": True,
-    }
     return subprocess.Popen(
-        [sys.executable, str(SCRIPT), *arguments(tiny, save_file, **(options | changed))],
+        [sys.executable, str(SCRIPT), *arguments(tiny, save_file, **(LONG | changed))],
         stderr=subprocess.PIPE,
         text=True,
     )

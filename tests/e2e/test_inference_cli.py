@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,16 @@ import pytest
 
 from liveavatar.random_checkpoint import write_adapter, write_checkpoint
 from tests.e2e.browser import assert_chromium_plays
-from tests.e2e.command import PORTRAIT, SCRIPT, SPEECH, arguments, describe, run, wait_for_frames
+from tests.e2e.command import (
+    LONG,
+    PORTRAIT,
+    SCRIPT,
+    SPEECH,
+    arguments,
+    describe,
+    run,
+    wait_for_frames,
+)
 from tests.unit.malformed_inputs import CATALOGUE, MalformedInput
 
 
@@ -96,16 +106,34 @@ def test_an_interrupt_leaves_a_playable_file_and_says_so(
     assert list(tmp_path.iterdir()) == [save_file]
 
 
-def test_a_killed_run_leaves_a_growing_file_that_plays(
-    launch: Callable[..., subprocess.Popen[str]], tmp_path: Path
+def test_a_killed_run_leaves_a_growing_file_that_plays_and_is_gone_on_with(
+    cli: ModuleType,
+    tiny: Path,
+    launch: Callable[..., subprocess.Popen[str]],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    live = tmp_path / "out.live.mp4"
-    process = launch(tmp_path / "out.mp4")
-    wait_for_frames(live, 24, process)
+    live, save_file = tmp_path / "out.live.mp4", tmp_path / "out.mp4"
+    process = launch(save_file)
+    wait_for_frames(live, 108, process)
     process.kill()
     process.communicate(timeout=10)
     with av.open(str(live)) as container:
-        assert sum(1 for _ in container.decode(video=0)) >= 24
+        there = sum(1 for _ in container.decode(video=0))
+    assert 108 <= there < 198
+    assert len(list(tmp_path.glob("out.resume/*/*.safetensors"))) == 1
+    other = tmp_path / "other"
+    shutil.copytree(tmp_path, other)
+    assert cli.main(arguments(tiny, save_file, **LONG, resume=True)) == 0
+    said = capfd.readouterr().err
+    assert f"{there} frames are there already; going on behind them" in said
+    assert describe(save_file)["frames"] == 198
+    assert sorted(tmp_path.iterdir()) == [other, save_file]
+    # What is there is of another seed than what is asked for: it is not gone on with.
+    changed = LONG | {"base_seed": 5, "num_clip": 1}
+    assert cli.main(arguments(tiny, other / "out.mp4", **changed, resume=True)) == 0
+    assert "already" not in capfd.readouterr().err
+    assert describe(other / "out.mp4")["frames"] == 48
 
 
 def refusal(cli: ModuleType, command: list[str], capsys: pytest.CaptureFixture[str]) -> str:

@@ -84,9 +84,12 @@ def test_a_killed_rank_ends_the_command_names_the_rank_and_leaves_no_process(
     assert not [pid for pid in ranks if is_running(pid)]
 
 
-def test_a_killed_command_takes_its_ranks_with_it(launch: Launch, tmp_path: Path) -> None:
-    process = launch(tmp_path / "out.mp4", num_gpus_dit=2, ulysses_size=2)
-    wait_for_frames(tmp_path / "out.live.mp4", 12, process)
+def test_a_killed_command_takes_its_ranks_with_it_and_is_gone_on_with(
+    launch: Launch, tmp_path: Path
+) -> None:
+    save_file = tmp_path / "out.mp4"
+    process = launch(save_file, num_gpus_dit=2, ulysses_size=2, size="64*64")
+    wait_for_frames(tmp_path / "out.live.mp4", 156, process)
     ranks = ranks_of(process.pid)
     process.kill()
     process.communicate(timeout=10)
@@ -94,6 +97,13 @@ def test_a_killed_command_takes_its_ranks_with_it(launch: Launch, tmp_path: Path
     while any(map(is_running, ranks)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not [pid for pid in ranks if is_running(pid)]
+    assert len(list(tmp_path.glob("out.resume/*/*/12.rank-?.*.safetensors"))) == 3
+    process = launch(save_file, num_gpus_dit=2, ulysses_size=2, size="64*64", resume=True)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    assert "frames are there already; going on behind them" in said
+    assert describe(save_file)["frames"] == 198
+    assert list(tmp_path.iterdir()) == [save_file]
 
 
 def test_an_interrupt_ends_the_group_and_leaves_a_playable_file(

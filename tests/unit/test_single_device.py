@@ -426,6 +426,18 @@ def test_decoding_drops_the_first_three_frames_only() -> None:
     assert [decoder.pixels(latent).shape[1] for latent in tiny.latents(tiny.job(3))] == [9, 12, 12]
 
 
+def test_a_decoder_that_goes_on_from_a_snapshot_gives_the_same_frames() -> None:
+    job = replace(tiny.job(4), timeline=replace(tiny.job(4).timeline, num_frames=45))
+    latents = list(tiny.latents(job))
+    first, again = video_decoder(job), video_decoder(job)
+    for latent in latents[:2]:
+        first.frames(latent)
+    again.restore(first.snapshot(), 24)
+    assert again.remaining == first.remaining == 21
+    for latent in latents[2:]:
+        assert torch.equal(again.frames(latent), first.frames(latent))
+
+
 def test_two_videos_decoded_in_turns_are_the_two_alone() -> None:
     jobs = [tiny.job(2, seed=1), tiny.job(2, seed=2)]
     expected = [frames(job) for job in jobs]

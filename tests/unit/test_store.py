@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -13,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from liveavatar.errors import JobError, LeaseLostError, QueueFullError, UnknownJobError
-from liveavatar.jobs.job import MAX_ATTEMPTS, Claim, Job, JobState
+from liveavatar.jobs.job import MAX_TRIES, Claim, Job, JobState
 from liveavatar.jobs.store import JobStore, QueueLimits, TierSpeed, new_job_id
 from tests.unit.job_material import LIMITS, new_store, spec
 
@@ -127,19 +129,70 @@ def test_a_renewed_lease_does_not_expire(store: JobStore) -> None:
 
 def test_a_job_whose_worker_dies_is_tried_so_often_and_then_fails(store: JobStore) -> None:
     job = store.submit(spec(), LIMITS)
-    for attempt in range(1, MAX_ATTEMPTS + 1):
+    for attempt in range(1, MAX_TRIES + 1):
         claim, running = claimed(store)
         assert running.attempt == attempt
-        store.record_progress(claim, frames=9, stage="rendering", fps=1.0, first_frame_s=1.0)
         given_back = store.requeue(claim, "rank 1 was killed by signal 9")
-        if attempt < MAX_ATTEMPTS:
+        if attempt < MAX_TRIES:
             assert given_back.state is JobState.QUEUED
             assert given_back.restart_note == "rank 1 was killed by signal 9"
-            assert (given_back.frames, given_back.fps, given_back.started_at) == (0, None, None)
+            assert given_back.started_at is None
     failed = store.get(job.id)
     assert failed.state is JobState.FAILED
     assert failed.error == "rank 1 was killed by signal 9; it was tried 3 times"
     assert failed.finished_at is not None
+
+
+def test_a_job_that_makes_new_frames_in_every_try_is_never_given_up(store: JobStore) -> None:
+    job = store.submit(spec(), LIMITS)
+    for attempt in range(1, 3 * MAX_TRIES):
+        claim, _ = claimed(store)
+        if attempt == 1:
+            store.begin_take(claim)
+        store.record_progress(
+            claim, frames=12 * attempt, stage="rendering", fps=2.0, first_frame_s=1.0
+        )
+        given_back = store.requeue(claim, "killed")
+        assert given_back.state is JobState.QUEUED
+        assert (given_back.frames, given_back.take) == (12 * attempt, 1)
+    for _ in range(MAX_TRIES):
+        claim, _ = claimed(store)
+        store.record_progress(claim, frames=12, stage="rendering", fps=2.0, first_frame_s=1.0)
+        store.requeue(claim, "killed")
+    assert store.get(job.id).state is JobState.FAILED
+
+
+def test_a_new_take_forgets_what_the_file_held(store: JobStore) -> None:
+    store.submit(spec(), LIMITS)
+    claim, _ = claimed(store)
+    store.begin_take(claim)
+    store.record_progress(claim, frames=12, stage="rendering", fps=2.0, first_frame_s=1.0)
+    store.begin_take(claim)
+    job = store.get(claim.job_id)
+    assert (job.take, job.frames, job.fps, job.first_frame_s) == (2, 0, None, None)
+
+
+def test_stopping_the_server_is_no_try_that_failed(store: JobStore) -> None:
+    store.submit(spec(), LIMITS)
+    for _ in range(2 * MAX_TRIES):
+        claim, _ = claimed(store)
+        assert store.requeue(claim, "the server was stopped", counts=False).state is JobState.QUEUED
+
+
+def test_a_database_of_an_earlier_version_gets_the_columns_it_lacks(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    job = store.submit(spec(), LIMITS)
+    store.close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "jobs.db")) as connection:
+        for column in ("take", "tries", "faults"):
+            connection.execute(f"ALTER TABLE jobs DROP COLUMN {column}")
+        connection.commit()
+    again = new_store(tmp_path)
+    assert again.get(job.id).take == 0
+    claim, _ = claimed(again)
+    again.begin_take(claim)
+    assert again.get(job.id).take == 1
+    again.close()
 
 
 def test_what_a_worker_held_is_given_back_by_its_name(store: JobStore) -> None:

@@ -186,3 +186,32 @@ def test_memory_of_a_schedule_does_not_grow_with_the_video() -> None:
         tracemalloc.stop()
     assert worked == 20_000
     assert peak < 20_000
+
+
+@pytest.mark.parametrize("num_stages", [1, 2, 3, 4])
+@pytest.mark.parametrize("num_steps", [1, 3, 4])
+@pytest.mark.parametrize("first_block", [1, 3, 4, 5, 9])
+def test_the_rest_of_a_video_is_the_same_work_in_the_same_order_from_its_first_block_on(
+    num_stages: int, num_steps: int, first_block: int
+) -> None:
+    pipeline = Pipeline(num_stages, num_steps)
+    rest = list(schedule_video(pipeline, 10, 4, first_block))
+    whole = [slot.work for slot in schedule_video(pipeline, 10, 4)]
+    items = [slot.work for slot in rest if isinstance(slot.work, BlockStep)]
+    # Within each step the blocks come in order, with the condition they have in the whole video.
+    for step in range(num_steps):
+        assert [item for item in items if item.step == step] == [
+            item
+            for item in whole
+            if isinstance(item, BlockStep) and item.step == step and item.block >= first_block
+        ]
+    prefilled: set[int] = set()
+    for slot in rest:
+        if isinstance(slot.work, Prefill):
+            prefilled.add(slot.work.version)
+        else:
+            assert slot.work.version in prefilled
+    assert prefilled == {item.version for item in items}
+    ticks = [slot.tick for slot in rest]
+    assert ticks == sorted(set(ticks))
+    assert ticks[0] == 0

@@ -14,6 +14,7 @@ import pytest
 
 from liveavatar.engine.fake import Pace
 from liveavatar.media.live_file import complete_length, measure_live_file
+from tests.unit.mp4_material import decode_video
 from tests.web.live_server import Installation, serve, submit, wait_for_state, wait_until
 
 # Three seconds of video in one and a half, so that there is time to watch.
@@ -134,7 +135,7 @@ def test_watchers_of_a_waiting_job_see_it_from_its_first_byte(client: httpx.Clie
         wait_for_state(client, job["id"], "done")
 
 
-def test_viewers_of_an_attempt_that_ended_are_let_go(tmp_path: Path) -> None:
+def test_viewers_go_on_where_they_are_when_the_worker_group_dies(tmp_path: Path) -> None:
     installation = Installation(tmp_path, pace=STEADY)
     with serve(installation) as address, httpx.Client(base_url=address, timeout=30) as client:
         job = submit(client, **CLIPS).json()
@@ -146,14 +147,36 @@ def test_viewers_of_an_attempt_that_ended_are_let_go(tmp_path: Path) -> None:
         thread.start()
         time.sleep(0.2)
         installation.groups[0].die("rank 0 was killed by signal 9")
+        done = wait_for_state(client, job["id"], "done")
+        assert (done["attempt"], done["frames"]) == (1, 96)
+        thread.join(20)
+        assert not thread.is_alive()
+        assert got[0] == client.get(job["live_url"]).content
+        (tmp_path / "whole.mp4").write_bytes(got[0])
+        assert len(decode_video(tmp_path / "whole.mp4")) == 96
+
+
+def test_viewers_of_a_file_that_was_begun_anew_are_let_go(tmp_path: Path) -> None:
+    installation = Installation(tmp_path, pace=STEADY)
+    with serve(installation) as address, httpx.Client(base_url=address, timeout=30) as client:
+        job = submit(client, **CLIPS).json()
+        wait_until(lambda: client.get(f"/api/jobs/{job['id']}").json()["frames"] > 12, "frames")
+        got: list[bytes] = []
+        thread = threading.Thread(
+            target=lambda: got.append(httpx.get(address + job["live_url"], timeout=30).content)
+        )
+        thread.start()
+        time.sleep(0.2)
+        folder = installation.spool.job(job["id"])
+        folder.live.unlink()  # what is lost cannot be gone on with
+        installation.groups[0].die("rank 0 was killed by signal 9")
         thread.join(20)
         assert not thread.is_alive()
         (tmp_path / "first.mp4").write_bytes(got[0])
         assert 12 < measure_live_file(tmp_path / "first.mp4").num_frames < 96
-        again = client.get(job["live_url"])
-        assert again.headers["x-job-attempt"] in ("1", "2")
         done = wait_for_state(client, job["id"], "done")
         assert (done["attempt"], done["frames"]) == (2, 96)
+        assert client.get(job["live_url"], params={"attempt": 1}).status_code == 409
 
 
 def test_ranges_of_a_finished_video(client: httpx.Client) -> None:

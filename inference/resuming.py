@@ -1,0 +1,124 @@
+"""What `--resume` goes on from: the growing file beside the output, and a folder of resume points.
+
+The folder is named by a digest of the request, so that another request under the same name of
+output begins anew instead of going on with somebody else's video.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from liveavatar.config import FRAMES_PER_BLOCK
+from liveavatar.errors import CheckpointError
+from liveavatar.media.live_file import measure_live_file
+from liveavatar.media.spoken_video import can_resume
+from liveavatar.model.denoiser import Denoiser
+from liveavatar.parallel.ring_keeper import copied_rings, restore_rings
+from liveavatar.resume_points import PointPlan, PointWriter, read_part, whole_points
+from liveavatar.single_device import VideoDecoder
+
+if TYPE_CHECKING:
+    from inference.video_job import VideoJob
+
+_PART = "alone"
+_LEAST_BLOCKS = 8
+_FIRST_LATENT, _DECODER, _RING = "first_latent", "decoder.", "ring."
+
+
+class Leftovers:
+    """What a killed command left beside its output, and where this one leaves the same.
+
+    Args:
+        job: what is to be made; its inputs are still there.
+
+    Attributes:
+        frames: frames of this very video that are there already; 0 when it begins anew.
+    """
+
+    def __init__(self, job: VideoJob) -> None:
+        self._root = job.options.save_file.with_suffix(".resume")
+        self._live = job.live_path
+        self.folder = self._root / _request_key(job)
+        height, width = job.portrait_HWC.shape[:2]
+        self.frames = 0
+        if job.options.resume and self.folder.is_dir() and can_resume(self._live, width, height):
+            self.frames = measure_live_file(self._live).num_frames
+
+    def begin(self) -> None:
+        """Make the folder; what is not gone on with is removed."""
+        if not self.frames:
+            shutil.rmtree(self._root, ignore_errors=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def remove(self) -> None:
+        """The video is made, or nothing is to be left of it."""
+        self._live.unlink(missing_ok=True)
+        shutil.rmtree(self._root, ignore_errors=True)
+
+
+class LonePoints:
+    """The resume points of a video that this process makes alone.
+
+    Args:
+        folder: of the request.
+        num_frames: frames in its file.
+        window_blocks: blocks of a ring.
+    """
+
+    def __init__(self, folder: Path, num_frames: int, window_blocks: int) -> None:
+        every = -(-_LEAST_BLOCKS // window_blocks) * window_blocks
+        self._plan = PointPlan(folder, every)
+        self._tensors: dict[str, Tensor] = {}
+        self._decoder: VideoDecoder | None = None
+        self.first_block = 0
+        for block in whole_points(folder, [_PART]):
+            if block * FRAMES_PER_BLOCK <= num_frames:
+                self._tensors, self.first_block = read_part(folder, _PART, block), block
+                break
+        self._writer = PointWriter(self._plan, _PART)
+
+    def restore_decoder(self, decoder: VideoDecoder) -> None:
+        """Bring a new decoder to the first block; CheckpointError when it is another one's."""
+        self._decoder = decoder
+        if self.first_block:
+            decoder.restore(self._taken(_DECODER), self.first_block * FRAMES_PER_BLOCK)
+
+    def restore_rings(self, denoiser: Denoiser) -> Tensor:
+        """Bring empty rings to the first block, which is not 0; returns the first latent frame."""
+        restore_rings(denoiser, self._taken(_RING))
+        if _FIRST_LATENT not in self._tensors:
+            raise CheckpointError("the resume point holds no first latent")
+        return self._tensors.pop(_FIRST_LATENT)
+
+    def block_is_done(self, block: int, denoiser: Denoiser, first_latent_CFHW: Tensor) -> None:
+        """Keep a point if one lies behind `block`; its frames are in the file."""
+        if self._decoder is None or not self._plan.is_due(block + 1):
+            return
+        tensors = {_FIRST_LATENT: first_latent_CFHW.to("cpu", copy=True)}
+        tensors |= {f"{_DECODER}{k}": tensor for k, tensor in self._decoder.snapshot().items()}
+        for step in range(denoiser.num_steps):
+            tensors |= {f"{_RING}{k}": ring for k, ring in copied_rings(denoiser, step).items()}
+        self._writer.offer(block + 1, tensors)
+
+    def close(self) -> None:
+        """No more points follow."""
+        self._writer.close()
+
+    def _taken(self, prefix: str) -> dict[str, Tensor]:
+        names = [name for name in self._tensors if name.startswith(prefix)]
+        return {name.removeprefix(prefix): self._tensors.pop(name) for name in names}
+
+
+def _request_key(job: VideoJob) -> str:
+    """Digest of all that the frames depend on."""
+    assert job.inputs is not None
+    digest = hashlib.sha256(repr((job.sampling, job.timeline, job.inputs.prompt)).encode())
+    digest.update(repr((job.options.ckpt_dir.resolve(), job.options.lora_path_dmd)).encode())
+    digest.update(job.portrait_HWC.tobytes())
+    digest.update(job.inputs.speech.samples.tobytes())
+    return digest.hexdigest()[:16]
