@@ -27,6 +27,7 @@ from torch import Tensor
 
 from benchmarks.ceilings import Ceilings, measure_ceilings
 from benchmarks.environment import describe_environment
+from benchmarks.kernel_times import kernel_times
 from liveavatar.config import SamplingConfig, TransformerConfig
 from liveavatar.errors import ConfigError, LiveAvatarError
 from liveavatar.model.audio_injection import BlockAudio
@@ -34,6 +35,7 @@ from liveavatar.model.checkpoint import Placement
 from liveavatar.model.denoiser import Denoiser, Item, TokenGrid
 from liveavatar.model.fp8 import quantise_linears
 from liveavatar.model.transformer import Layer, TimeTable, Transformer
+from liveavatar.parallel.recorded import RecordedDenoiser
 from liveavatar.plan import transformer_memory as stage
 from liveavatar.plan.layout import GIB, Machine, estimate_layout
 from liveavatar.plan.precision import Precision
@@ -57,7 +59,9 @@ class Setting:
         precision: of weights, keys and values.
         device: where.
         compiled: whether work between matrix products is fused.
+        recorded: whether forwards are replayed as CUDA graphs.
         forwards: timed ones.
+        profiled: whether the kernels of one more forward are listed.
     """
 
     config: TransformerConfig
@@ -66,7 +70,9 @@ class Setting:
     precision: Precision
     device: torch.device
     compiled: bool
+    recorded: bool
     forwards: int
+    profiled: bool = False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -114,7 +120,8 @@ class Forwards:
             torch.randn(steps + 1, 6, config.dim, device=device) / 10,
         )
         text_LD = torch.randn(config.text_len, config.dim, device=device).to(self.dtype)
-        self.denoiser = Denoiser(
+        recorded = setting.recorded and device.type == "cuda"
+        self.denoiser = (RecordedDenoiser if recorded else Denoiser)(
             transformer, time_table, text_LD, grid, setting.sampling.window_blocks
         )
         motion_CFHW = torch.randn(config.in_dim, 19, height, width, device=device).to(self.dtype)
@@ -188,11 +195,16 @@ def measure(setting: Setting, transformer: Transformer, ceilings: Ceilings) -> d
                 times.append(timed(setting.device, partial(forwards.run, block, step)))
             if on_gpu:
                 held.add(torch.cuda.memory_allocated())
+        kernels = {}
+        if setting.profiled and on_gpu:
+            kernels = {"profile": kernel_times(partial(forwards.run, block, steps - 1))}
     return {
+        **kernels,
         "size": f"{setting.size_hw[1]}*{setting.size_hw[0]}",
         "tokens": forwards.denoiser.grid.block_tokens,
         "precision": str(setting.precision),
         "compiled": setting.compiled,
+        "recorded": setting.recorded,
         "steps": steps,
         "backend": forwards.denoiser.backend,
         "warm_up_s": round(warm_up_s, 1),
@@ -275,7 +287,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--infer_frames", type=int, default=48)
     add("--sample_steps", type=int, default=4, help="rings that are held; each forward is one step")
     add("--compile", action=argparse.BooleanOptionalAction, default=True)
+    add("--record", action=argparse.BooleanOptionalAction, default=True, help="CUDA graphs")
     add("--forwards", type=int, default=20)
+    add("--profile", action="store_true", help="list the kernels of one more forward, with --json")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--json", action="store_true", help="print one JSON object per measurement")
     return parser.parse_args(arguments)
@@ -295,7 +309,15 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         for size in sizes:
             size_hw = (size.height, size.width)
             setting = Setting(
-                config, size_hw, sampling, precision, device, options.compile, options.forwards
+                config=config,
+                size_hw=size_hw,
+                sampling=sampling,
+                precision=precision,
+                device=device,
+                compiled=options.compile,
+                recorded=options.record,
+                forwards=options.forwards,
+                profiled=options.profile,
             )
             tokens = stage.count_tokens(config, size_hw, sampling)
             ceilings = measure_ceilings(config, tokens, device)
@@ -313,7 +335,8 @@ def one_line(report: dict[str, Any]) -> str:
     """Say a result in words."""
     line = (
         f"dit_step {report['size']} {report['precision']}, {report['layers']} layers, "
-        f"{'compiled' if report['compiled'] else 'eager'}, {report['environment']['device']}: "
+        f"{'compiled' if report['compiled'] else 'eager'}, "
+        f"{'recorded' if report['recorded'] else 'by hand'}, {report['environment']['device']}: "
         f"{report['median_ms']} ms (p95 {report['p95_ms']}), {report['tflop_per_s']} TFLOP/s, "
         f"bound {report['bound_ms']} ms, {100 * report['share_of_bound']:.0f} % of it reached"
     )

@@ -6,6 +6,7 @@ of one latent frame (L = F*P), D model width, N heads, H head width, Y wav2vec h
 Source: Wan-Video/Wan2.2 wan/modules/s2v at 42bf4cf, `CausalAudioEncoder` and `AudioInjector_WAN`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,11 +54,30 @@ class InjectedAudio:
     tokens: KeyValue
     frame_tokens: tuple[int, ...] | None = None
 
+    def copy(self) -> "InjectedAudio":
+        """The same numbers in memory of their own."""
+        tokens = KeyValue(self.tokens.key_KNH.clone(), self.tokens.value_KNH.clone())
+        shift_F1D, scale_F1D = self.shift_F1D.clone(), self.scale_F1D.clone()
+        return InjectedAudio(shift_F1D, scale_F1D, tokens, self.frame_tokens)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All numbers of it."""
+        return [self.shift_F1D, self.scale_F1D, self.tokens.key_KNH, self.tokens.value_KNH]
+
     def of_frame(self, frame: int) -> "InjectedAudio":
         """What one latent frame of the block hears."""
         one = slice(frame, frame + 1)
         speech = KeyValue(self.tokens.key_KNH[one], self.tokens.value_KNH[one])
         return InjectedAudio(self.shift_F1D[one], self.scale_F1D[one], speech)
+
+
+def fill_audio(kept: Sequence[InjectedAudio | None], heard: Sequence[InjectedAudio | None]) -> None:
+    """Copy a block's speech for every layer over that of another block."""
+    targets = [tensor for one in kept if one is not None for tensor in one.tensors]
+    sources = [tensor for one in heard if one is not None for tensor in one.tensors]
+    if targets:
+        torch._foreach_copy_(targets, sources)
 
 
 class AudioEncoder(nn.Module):

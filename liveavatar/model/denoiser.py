@@ -1,6 +1,8 @@
 """One job on a range of layers: its caches, its constants, and where its tokens stand.
 
-The same object runs all layers on one device and one pipeline stage's layers on its rank.
+The same object runs all layers on one device and one pipeline stage's layers on its rank. A forward
+has two halves: `prepare` puts all that is particular to an item into tensors that never move, `run`
+works on these. The second half can be recorded and replayed, see `parallel/recorded.py`.
 
 Shapes: L block tokens, C condition tokens, D model width.
 """
@@ -9,13 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from liveavatar.config import LATENT_FRAMES_PER_BLOCK
 from liveavatar.model.attention import KeyValue
 from liveavatar.model.attention_backend import fastest_backend, preferring
-from liveavatar.model.audio_injection import BlockAudio, InjectedAudio
-from liveavatar.model.kv_cache import CacheShape, ExactCache, LayerCache
+from liveavatar.model.audio_injection import BlockAudio, InjectedAudio, fill_audio
+from liveavatar.model.kv_cache import CacheShape, ExactCache, LayerCache, Phase
 from liveavatar.model.quantised_cache import QuantisedCache
 from liveavatar.model.rope import (
     PREFILL_REFERENCE_FRAME,
@@ -89,8 +92,27 @@ class Item:
     relative_distance: int
 
 
+@dataclass
+class _Inputs:
+    """What a forward reads beside weights, constants and caches; filled for each item, in place.
+
+    Attributes:
+        block: positions of the block's tokens.
+        reference: of the reference's.
+        rows_T: where in the caches the block is written.
+        audio: the block's speech; empty before the first block is heard.
+        block_index: the block that all but `reference` is of; None at the beginning of a job.
+    """
+
+    block: Rotation
+    reference: Rotation
+    rows_T: Tensor
+    audio: tuple[InjectedAudio | None, ...] = ()
+    block_index: int | None = None
+
+
 class Denoiser:
-    """State of one job on one range of layers; dropped with the job.
+    """State of one job on one range of layers; may go on with another job of the same sizes.
 
     Args:
         transformer: the range of layers.
@@ -115,9 +137,9 @@ class Denoiser:
         self.grid = grid
         self.device = text_LD.device
         self.constants = transformer.constants(time, text_LD)
-        self._num_steps = time.head_SD.shape[0] - 1
-        shape = grid.cache_shape(
-            self._num_steps, window_blocks, transformer.config.zip_frame_buckets
+        self.num_steps = time.head_SD.shape[0] - 1
+        self.cache_shape = shape = grid.cache_shape(
+            self.num_steps, window_blocks, transformer.config.zip_frame_buckets
         )
         self.backend = fastest_backend(
             self.device,
@@ -128,6 +150,11 @@ class Denoiser:
         )
         self.caches = _new_caches(transformer, shape, like=text_LD)
         self._frame_tokens = None if tokens is None else grid.frame_tokens_in(tokens)
+        self._inputs = _Inputs(
+            self._empty_rotation(shape.block_tokens),
+            self._empty_rotation(shape.reference_tokens),
+            torch.empty(shape.block_tokens, dtype=torch.int64, device=self.device),
+        )
         self._block_rotations: dict[int, Rotation] = {}
         self._audio: dict[int, tuple[InjectedAudio | None, ...]] = {}
 
@@ -162,26 +189,41 @@ class Denoiser:
 
     def hear(self, block_index: int, audio: BlockAudio) -> None:
         """Take the speech of a block, before its first step."""
-        self._audio[block_index] = self.transformer.prepare_audio(audio, self._frame_tokens)
+        heard = self.transformer.prepare_audio(audio, self._frame_tokens)
+        if not self._inputs.audio:
+            self._inputs.audio = tuple(one and one.copy() for one in heard)
+        self._audio[block_index] = heard
 
     def forward(self, hidden_LD: Tensor, item: Item) -> Tensor:
         """Run the range on the residual stream (L, D) of `item`."""
+        return self.run(hidden_LD, self.prepare(item))
+
+    def prepare(self, item: Item) -> Phase:
+        """Put what is particular to `item` into the inputs of `run`; returns what is left of it."""
+        shape, inputs = self.cache_shape, self._inputs
         first_frame = item.block_index * LATENT_FRAMES_PER_BLOCK
         frame = reference_frame(first_frame, item.relative_distance)
         rows, columns = range(self.grid.rows), range(self.grid.columns)
-        reference = self._rotation(grid_positions([frame], rows, columns))
-        views = (
-            cache.open(item.step, item.block_index, item.version, reference)
-            for cache in self.caches
-        )
+        inputs.reference.fill(self._rotation(grid_positions([frame], rows, columns)))
+        if inputs.block_index != item.block_index:  # else all steps of a block came in a row
+            inputs.block_index = item.block_index
+            inputs.block.fill(self._rotation_of_block(item.block_index))
+            shape.put_rows(item.block_index, inputs.rows_T)
+            fill_audio(inputs.audio, self._audio[item.block_index])
+        for cache in self.caches:
+            cache.use_condition(item.step, item.version)
+        return shape.phase(item.step, item.block_index, item.version)
+
+    def run(self, hidden_LD: Tensor, phase: Phase) -> Tensor:
+        """Run the range on the residual stream (L, D) of the item that was prepared.
+
+        Reads and writes the same tensors for every item of a phase.
+        """
+        inputs = self._inputs
+        views = (cache.open(phase, inputs.rows_T, inputs.reference) for cache in self.caches)
         with preferring(self.backend):
             return self.transformer(
-                hidden_LD,
-                item.step,
-                self.constants,
-                self._rotation_of_block(item.block_index),
-                views,
-                self._audio[item.block_index],
+                hidden_LD, phase.step, self.constants, inputs.block, views, inputs.audio
             )
 
     def head(self, hidden_LD: Tensor, step: int) -> Tensor:
@@ -201,15 +243,19 @@ class Denoiser:
         self._audio.pop(block_index, None)
         self._block_rotations.pop(block_index, None)
 
-    @property
-    def num_steps(self) -> int:
-        """Denoise steps, each with a ring in every layer."""
-        return self._num_steps
-
     def rings(self, step: int) -> Iterator[Tensor]:
         """All tensors that hold the window of a step, views, always in the same order."""
         for cache in self.caches:
             yield from cache.ring_tensors(step)
+
+    def renew(self, time: TimeTable, text_LD: Tensor) -> None:
+        """Begin another job of the same sizes in the same memory."""
+        self.transformer.refill(self.constants, time, text_LD)
+        for cache in self.caches:
+            cache.forget()
+        self._block_rotations.clear()
+        self._audio.clear()
+        self._inputs.block_index = None
 
     def _rotation_of_block(self, block_index: int) -> Rotation:
         if block_index not in self._block_rotations:
@@ -219,6 +265,10 @@ class Denoiser:
             )
             self._block_rotations[block_index] = self._rotation(positions_L3)
         return self._block_rotations[block_index]
+
+    def _empty_rotation(self, num_tokens: int) -> Rotation:
+        size = (num_tokens, self.transformer.config.head_dim // 2)
+        return Rotation(*(torch.empty(size, device=self.device) for _ in range(2)))
 
     def _rotation(self, positions_L3: np.ndarray) -> Rotation:
         return rotation_at(positions_L3, self.transformer.config.head_dim, self.device)

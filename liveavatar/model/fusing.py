@@ -26,10 +26,29 @@ def fused(function: Callable[..., Result]) -> Callable[..., Result]:
     The first tensor among the arguments decides. The first size seen is compiled for itself, all
     others share one version of any size.
     """
+    return _fused(function, lambda _: None)
 
+
+def fused_by_rows(function: Callable[..., Result]) -> Callable[..., Result]:
+    """As `fused`, with one version for any number of rows, but one for each width of a row."""
+    return _fused(function, _vary_rows)
+
+
+def _fused(
+    function: Callable[..., Result], mark: Callable[[Tensor], None]
+) -> Callable[..., Result]:
     @functools.cache
     def compiled() -> Callable[..., Result]:
         return torch.compile(function)  # not before it is needed: the compiler is slow to import
+
+    def plain(argument: Any) -> Any:
+        if not isinstance(argument, Tensor):
+            return argument
+        # Without its history a slice of a cache is like any other tensor; with it every slice would
+        # be compiled for.
+        data = argument.data
+        mark(data)
+        return data
 
     @functools.wraps(function)
     def run(*args: Any) -> Result:
@@ -37,11 +56,16 @@ def fused(function: Callable[..., Result]) -> Callable[..., Result]:
         large = first.is_cuda and first.numel() >= LEAST_VALUES
         if not large or torch.is_grad_enabled() or not _can_compile():
             return function(*args)
-        # Without its history a slice of a cache is like any other tensor; with it every slice would
-        # be compiled for.
-        return compiled()(*(arg.data if isinstance(arg, Tensor) else arg for arg in args))
+        return compiled()(*map(plain, args))
 
     return run
+
+
+def _vary_rows(tensor: Tensor) -> None:
+    """Tell the compiler that the first axis of a matrix has any size, and the others this one."""
+    if tensor.ndim > 1:
+        torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        torch._dynamo.mark_static(tensor, list(range(1, tensor.ndim)))
 
 
 @functools.cache

@@ -5,18 +5,39 @@ level. The exact cache has one buffer `[condition | ring]` per layer and step, s
 call reads both without a copy; the condition is the same for all steps up to the reference keys,
 which move with every forward. `quantised_cache.py` has the one of half the size.
 
+What a forward does on the device depends on its `Phase` alone; where its block is written is a
+tensor of rows. So a forward can be recorded once and replayed for other blocks: every tensor that
+it touches stays where it is for as long as the cache lives.
+
 Shapes: S denoise steps, K buffer tokens, C condition tokens, T tokens of a block, N heads, H head
 width.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from liveavatar.model.attention import KeyValue
-from liveavatar.model.rope import Rotation, rotate, rotate_fused
+from liveavatar.model.rope import Rotation, rotate, rotate_into
+
+
+@dataclass(frozen=True)
+class Phase:
+    """By what the kernels of one forward differ from those of another.
+
+    Attributes:
+        step: denoise step, 0 <= step < S.
+        version: condition version, 0 or, from the refresh on, 1.
+        window_blocks: blocks in the window, the one at hand included.
+    """
+
+    step: int
+    version: int
+    window_blocks: int
 
 
 @dataclass(frozen=True)
@@ -47,26 +68,37 @@ class CacheShape:
         start = self.condition_tokens + block_index % self.window_blocks * self.block_tokens
         return slice(start, start + self.block_tokens)
 
-    def valid_tokens(self, block_index: int) -> int:
-        """Tokens from the front that `block_index` may attend to, itself included."""
-        blocks = min(block_index + 1, self.window_blocks)
-        return self.condition_tokens + blocks * self.block_tokens
+    def put_rows(self, block_index: int, rows_T: Tensor) -> None:
+        """Fill `rows_T`, int64 (T,), with the tokens of `slot`; the host waits for no device."""
+        slot = self.slot(block_index)
+        torch.arange(slot.start, slot.stop, out=rows_T)
+
+    def phase(self, step: int, block_index: int, version: int) -> Phase:
+        """Phase of the forward of `block_index` at `step` with condition `version`."""
+        return Phase(step, version, min(block_index + 1, self.window_blocks))
+
+    def valid_tokens(self, phase: Phase) -> int:
+        """Tokens from the front that a block may attend to in `phase`, itself included."""
+        return self.condition_tokens + phase.window_blocks * self.block_tokens
 
 
 class CacheView(Protocol):
     """What one forward of one layer touches; good until the next `open` of any layer's cache."""
 
-    def write(self, own: KeyValue) -> KeyValue:
-        """Keep the rotated keys and values (T, N, H) of the block at hand.
+    def write(self, own: KeyValue) -> None:
+        """Keep the rotated keys and values (T, N, H) of the block at hand."""
+        ...
 
-        Returns:
-            All it attends to, (K, N, H): condition, earlier blocks of the window and itself.
-        """
+    @property
+    def window(self) -> KeyValue:
+        """All that the block attends to, (K, N, H): condition, window, and itself once written."""
         ...
 
 
 class LayerCache(Protocol):
     """Keys and values of one layer of one job, in whatever form they are held."""
+
+    shape: CacheShape
 
     def store_condition(self, version: int, condition: KeyValue, motion: Rotation) -> None:
         """Keep a copy of the prefilled condition as `version`.
@@ -79,13 +111,16 @@ class LayerCache(Protocol):
         """
         ...
 
-    def open(self, step: int, block_index: int, version: int, reference: Rotation) -> CacheView:
-        """Prepare a forward of `block_index` at `step`.
+    def use_condition(self, step: int, version: int) -> None:
+        """Have `version` in front of the ring of `step`; before `open`."""
+        ...
+
+    def open(self, phase: Phase, rows_T: Tensor, reference: Rotation) -> CacheView:
+        """Prepare a forward.
 
         Args:
-            step: denoise step, 0 <= step < S.
-            block_index: block number since the start of the video.
-            version: condition version this block uses.
+            phase: of the forward.
+            rows_T: where in the buffer its block is written, int64 on the cache's device.
             reference: rotation of the reference tokens in this forward.
         """
         ...
@@ -97,47 +132,65 @@ class LayerCache(Protocol):
         """
         ...
 
+    def forget(self) -> None:
+        """Be as good as new for another job of the same sizes, in the same memory."""
+        ...
+
 
 Condition = TypeVar("Condition")
 
 
 class Versions(Generic[Condition]):
-    """The stored versions of a condition; one is kept until every step has moved on.
+    """The stored versions of a condition, and which one each step uses.
 
     The refresh after the first clip makes version 1 while blocks of version 0 may still be in
-    flight at later steps.
+    flight at later steps. What holds a version is made when it first comes, and kept.
+
+    Args:
+        num_steps: denoise steps S.
+        empty: makes what holds a version.
     """
 
-    def __init__(self, num_steps: int) -> None:
+    def __init__(self, num_steps: int, empty: Callable[[], Condition]) -> None:
         self.stored: dict[int, Condition] = {}
+        self._empty = empty
         self._of_step: list[int | None] = [None] * num_steps
 
-    def use(self, step: int, version: int) -> Condition:
-        """Return `version`, and drop what no step will use again."""
-        condition = self.stored[version]
-        self._of_step[step] = version
-        in_use = [used for used in self._of_step if used is not None]
-        if len(in_use) == len(self._of_step):
-            self.stored = {v: kept for v, kept in self.stored.items() if v >= min(in_use)}
-        return condition
+    def place(self, version: int) -> Condition:
+        """Where `version` is to be stored."""
+        if version not in self.stored:
+            self.stored[version] = self._empty()
+        return self.stored[version]
 
-    def is_used(self, step: int, version: int) -> bool:
-        """Whether the last `use` of `step` was of `version`."""
-        return self._of_step[step] == version
+    def use(self, step: int, version: int) -> bool:
+        """Let `step` go on with `version`; tells whether it had another one before."""
+        changed = self._of_step[step] != version
+        self._of_step[step] = version
+        return changed
+
+    def forget(self) -> None:
+        """No step has a version."""
+        self._of_step = [None] * len(self._of_step)
 
 
 @dataclass(frozen=True)
 class ExactView:
-    """Views of a buffer: where the block at hand goes, and all it attends to."""
+    """Views of a buffer: all of it, and what the block at hand attends to.
 
-    own: KeyValue
+    Attributes:
+        buffer: (K, N, H).
+        rows_T: where in it the block is written.
+        window: its valid front.
+    """
+
+    buffer: KeyValue
+    rows_T: Tensor
     window: KeyValue
 
-    def write(self, own: KeyValue) -> KeyValue:
+    def write(self, own: KeyValue) -> None:
         """See `CacheView`."""
-        self.own.key_KNH.copy_(own.key_KNH)
-        self.own.value_KNH.copy_(own.value_KNH)
-        return self.window
+        self.buffer.key_KNH[self.rows_T] = own.key_KNH
+        self.buffer.value_KNH[self.rows_T] = own.value_KNH
 
 
 class ExactCache:
@@ -164,32 +217,44 @@ class ExactCache:
         size = (shape.num_steps, shape.tokens, num_heads, head_dim)
         self.key_SKNH = torch.zeros(size, dtype=dtype, device=device)
         self.value_SKNH = torch.zeros(size, dtype=dtype, device=device)
-        self._versions: Versions[KeyValue] = Versions(shape.num_steps)
+        # A name of this object in it would keep the memory from being freed when the job ends.
+        self._versions = Versions(
+            shape.num_steps, partial(_empty_like, self.key_SKNH[0, : shape.condition_tokens])
+        )
 
     def store_condition(self, version: int, condition: KeyValue, motion: Rotation) -> None:
         """See `LayerCache`."""
         fixed = self.shape.reference_tokens
-        key_CNH = condition.key_KNH.clone()
-        key_CNH[fixed:] = rotate(key_CNH[fixed:], motion)
-        self._versions.stored[version] = KeyValue(key_CNH, condition.value_KNH.clone())
+        stored = self._versions.place(version)
+        stored.key_KNH[:fixed] = condition.key_KNH[:fixed]
+        stored.key_KNH[fixed:] = rotate(condition.key_KNH[fixed:], motion)
+        stored.value_KNH.copy_(condition.value_KNH)
 
-    def open(self, step: int, block_index: int, version: int, reference: Rotation) -> ExactView:
-        """Bring the condition region to `version` and turn its reference keys."""
-        key_KNH, value_KNH = self.key_SKNH[step], self.value_SKNH[step]
-        there = self._versions.is_used(step, version)
-        condition = self._versions.use(step, version)
-        if not there:
-            key_KNH[: self.shape.condition_tokens] = condition.key_KNH
-            value_KNH[: self.shape.condition_tokens] = condition.value_KNH
-        moving = slice(0, self.shape.reference_tokens)
-        key_KNH[moving] = rotate_fused(condition.key_KNH[moving], reference)
-        slot, valid = self.shape.slot(block_index), self.shape.valid_tokens(block_index)
-        return ExactView(
-            own=KeyValue(key_KNH[slot], value_KNH[slot]),
-            window=KeyValue(key_KNH[:valid], value_KNH[:valid]),
-        )
+    def use_condition(self, step: int, version: int) -> None:
+        """See `LayerCache`."""
+        if self._versions.use(step, version):
+            condition, count = self._versions.stored[version], self.shape.condition_tokens
+            self.key_SKNH[step, :count] = condition.key_KNH
+            self.value_SKNH[step, :count] = condition.value_KNH
+
+    def open(self, phase: Phase, rows_T: Tensor, reference: Rotation) -> ExactView:
+        """Turn the reference keys; see `LayerCache`."""
+        buffer = KeyValue(self.key_SKNH[phase.step].data, self.value_SKNH[phase.step].data)
+        condition, fixed = self._versions.stored[phase.version], self.shape.reference_tokens
+        rotate_into(buffer.key_KNH[:fixed], condition.key_KNH[:fixed], reference)
+        valid = self.shape.valid_tokens(phase)
+        window = KeyValue(buffer.key_KNH[:valid], buffer.value_KNH[:valid])
+        return ExactView(buffer, rows_T, window)
 
     def ring_tensors(self, step: int) -> tuple[Tensor, ...]:
         """See `LayerCache`."""
         first = self.shape.condition_tokens
         return self.key_SKNH[step, first:], self.value_SKNH[step, first:]
+
+    def forget(self) -> None:
+        """See `LayerCache`."""
+        self._versions.forget()
+
+
+def _empty_like(tokens_CNH: Tensor) -> KeyValue:
+    return KeyValue(torch.empty_like(tokens_CNH), torch.empty_like(tokens_CNH))

@@ -12,16 +12,16 @@ Shapes: S denoise steps, R ring tokens, K buffer tokens, C condition tokens, T t
 heads, H head width.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from liveavatar.model.attention import KeyValue
 from liveavatar.model.fusing import fused
-from liveavatar.model.kv_cache import CacheShape, Versions
-from liveavatar.model.rope import Rotation, rotate, rotate_fused
+from liveavatar.model.kv_cache import CacheShape, Phase, Versions
+from liveavatar.model.rope import Rotation, rotate
 
 LARGEST = 127
 SCALE_DTYPE = torch.bfloat16
@@ -37,15 +37,20 @@ class Int8:
 
     def __getitem__(self, where: int | slice) -> "Int8":
         """Views of some of the first axis."""
-        return Int8(self.values[where], self.scale[where])
+        # Without their history views are tensors like others to a compiler.
+        return Int8(self.values[where].data, self.scale[where].data)
 
     def store(self, vectors: Tensor) -> None:
-        """Round vectors (..., H) of the same shape into these tensors.
+        """Round vectors (..., H) of the same shape into these tensors."""
+        rounded = round_vectors(vectors)
+        self.values.copy_(rounded.values)
+        self.scale.copy_(rounded.scale)
 
-        Even the largest value of a vector is off by half a step at most: the scale's own rounding,
-        2^-9, moves it by a quarter of one.
-        """
-        _round_into(vectors, self.values, self.scale)
+    def store_rows(self, rows_T: Tensor, vectors: Tensor) -> None:
+        """Round vectors (T, ..., H) into some of the first axis."""
+        rounded = round_vectors(vectors)
+        self.values[rows_T] = rounded.values
+        self.scale[rows_T] = rounded.scale
 
     def restore(self, out: Tensor) -> None:
         """Write the vectors back into `out`, float of any kind and the same shape."""
@@ -76,18 +81,27 @@ class Int8KeyValue:
 
 @dataclass(frozen=True)
 class QuantisedView:
-    """Where the block at hand goes, in 8 bits and in the workspace, and all it attends to."""
+    """Where the block at hand goes, in 8 bits and in the workspace, and all it attends to.
 
-    kept: Int8KeyValue
-    own: KeyValue
+    Attributes:
+        ring: of the step at hand, (R, N, H) in 8 bits.
+        workspace: (K, N, H).
+        rows_T: where in the workspace the block is written.
+        window: its valid front.
+    """
+
+    ring: Int8KeyValue
+    workspace: KeyValue
+    rows_T: Tensor
     window: KeyValue
 
-    def write(self, own: KeyValue) -> KeyValue:
+    def write(self, own: KeyValue) -> None:
         """See `CacheView`."""
-        self.own.key_KNH.copy_(own.key_KNH)
-        self.own.value_KNH.copy_(own.value_KNH)
-        self.kept.store(own)
-        return self.window
+        self.workspace.key_KNH[self.rows_T] = own.key_KNH
+        self.workspace.value_KNH[self.rows_T] = own.value_KNH
+        in_front = self.workspace.key_KNH.shape[0] - self.ring.key.values.shape[0]
+        self.ring.key.store_rows(self.rows_T - in_front, own.key_KNH)
+        self.ring.value.store_rows(self.rows_T - in_front, own.value_KNH)
 
 
 class QuantisedCache:
@@ -102,72 +116,90 @@ class QuantisedCache:
         self.shape = shape
         self.workspace = workspace
         ring_tokens = shape.tokens - shape.condition_tokens
-        self.ring = self._zeros(shape.num_steps, ring_tokens)
-        self._versions: Versions[Int8KeyValue] = Versions(shape.num_steps)
+        vector_NH = workspace.key_KNH[0]
+        self.ring = _zeros(vector_NH, shape.num_steps, ring_tokens)
+        # A name of this object in it would keep the memory from being freed when the job ends.
+        self._versions = Versions(
+            shape.num_steps, partial(_zeros, vector_NH, shape.condition_tokens)
+        )
 
     def store_condition(self, version: int, condition: KeyValue, motion: Rotation) -> None:
         """See `LayerCache`."""
         fixed = self.shape.reference_tokens
-        stored = self._zeros(self.shape.condition_tokens)
+        stored = self._versions.place(version)
         stored.value.store(condition.value_KNH)
         stored.key[:fixed].store(condition.key_KNH[:fixed])
         stored.key[fixed:].store(rotate(condition.key_KNH[fixed:], motion))
-        self._versions.stored[version] = stored
 
-    def open(self, step: int, block_index: int, version: int, reference: Rotation) -> QuantisedView:
-        """Bring condition and earlier blocks into the workspace, and turn the reference keys."""
-        shape = self.shape
-        self._versions.use(step, version).restore(self._buffer(slice(0, shape.condition_tokens)))
-        moving = self.workspace.key_KNH[: shape.reference_tokens]
-        moving.copy_(rotate_fused(moving, reference))
-        ring, start = self.ring[step], shape.condition_tokens
-        for part in self._earlier(block_index):
-            ring[part].restore(self._buffer(slice(start + part.start, start + part.stop)))
-        slot = shape.slot(block_index)
-        return QuantisedView(
-            kept=ring[slot.start - start : slot.stop - start],
-            own=self._buffer(slot),
-            window=self._buffer(slice(0, shape.valid_tokens(block_index))),
-        )
+    def use_condition(self, step: int, version: int) -> None:
+        """See `LayerCache`; `open` brings it back every time."""
+        self._versions.use(step, version)
 
     def ring_tensors(self, step: int) -> tuple[Tensor, ...]:
         """See `LayerCache`."""
         ring = self.ring[step]
         return ring.key.values, ring.key.scale, ring.value.values, ring.value.scale
 
-    def _earlier(self, block_index: int) -> Iterator[slice]:
-        """Ring tokens of the earlier blocks in the window: those around the block's own slot."""
-        start = self.shape.condition_tokens
-        slot, valid = self.shape.slot(block_index), self.shape.valid_tokens(block_index)
-        for part in (slice(0, slot.start - start), slice(slot.stop - start, valid - start)):
-            if part.start < part.stop:
-                yield part
+    def open(self, phase: Phase, rows_T: Tensor, reference: Rotation) -> QuantisedView:
+        """Bring condition and window into the workspace, and turn the reference keys.
+
+        What is in the block's own slot comes too; the block is written over it.
+        """
+        fixed, front = self.shape.reference_tokens, self.shape.condition_tokens
+        valid = self.shape.valid_tokens(phase)
+        ring = self.ring[phase.step]
+        condition = self._versions.stored[phase.version]
+        in_front = self._buffer(slice(0, front))
+        turned = condition.key[:fixed]
+        _restore_turned(in_front.key_KNH[:fixed], turned.values, turned.scale, reference)
+        condition.key[fixed:].restore(in_front.key_KNH[fixed:])
+        condition.value.restore(in_front.value_KNH)
+        ring[: valid - front].restore(self._buffer(slice(front, valid)))
+        whole = self._buffer(slice(0, self.shape.tokens))
+        return QuantisedView(ring, whole, rows_T, self._buffer(slice(0, valid)))
+
+    def forget(self) -> None:
+        """See `LayerCache`."""
+        self._versions.forget()
 
     def _buffer(self, where: slice) -> KeyValue:
-        return KeyValue(self.workspace.key_KNH[where], self.workspace.value_KNH[where])
+        key_KNH, value_KNH = self.workspace.key_KNH[where], self.workspace.value_KNH[where]
+        return KeyValue(key_KNH.data, value_KNH.data)
 
-    def _zeros(self, *leading: int) -> Int8KeyValue:
-        like = self.workspace.key_KNH
-        size = (*leading, *like.shape[1:])
-        key, value = (
-            Int8(
-                torch.zeros(size, dtype=torch.int8, device=like.device),
-                torch.zeros((*size[:-1], 1), dtype=SCALE_DTYPE, device=like.device),
-            )
-            for _ in range(2)
+
+def _zeros(vector_NH: Tensor, *leading: int) -> Int8KeyValue:
+    """Zeros for tokens like `vector_NH`, with leading axes."""
+    heads, _ = vector_NH.shape
+    key, value = (
+        Int8(
+            torch.zeros((*leading, *vector_NH.shape), dtype=torch.int8, device=vector_NH.device),
+            torch.zeros((*leading, heads, 1), dtype=SCALE_DTYPE, device=vector_NH.device),
         )
-        return Int8KeyValue(key, value)
+        for _ in range(2)
+    )
+    return Int8KeyValue(key, value)
 
 
-@fused
-def _round_into(vectors: Tensor, values: Tensor, scale: Tensor) -> None:
+def round_vectors(vectors: Tensor) -> Int8:
+    """Round vectors (..., H) to 8 bits.
+
+    Even the largest value of a vector is off by half a step at most: the scale's own rounding,
+    2^-9, moves it by a quarter of one.
+    """
     low, high = torch.aminmax(vectors, dim=-1, keepdim=True)
     largest = torch.maximum(high, -low).float()
-    scale.copy_((largest / LARGEST).clamp(min=_SMALLEST_SCALE))
+    scale = (largest / LARGEST).clamp(min=_SMALLEST_SCALE).to(SCALE_DTYPE)
     # A bfloat16 scale keeps float32's range, so the division is safe.
-    values.copy_((vectors / scale.float()).round_().clamp_(-LARGEST, LARGEST))
+    values = (vectors / scale.float()).round_().clamp_(-LARGEST, LARGEST).to(torch.int8)
+    return Int8(values, scale)
 
 
 @fused
 def _restore_into(out: Tensor, values: Tensor, scale: Tensor) -> None:
     torch.mul(values, scale.float(), out=out)
+
+
+@fused
+def _restore_turned(out: Tensor, values: Tensor, scale: Tensor, rotation: Rotation) -> None:
+    restored = (values * scale.float()).to(out.dtype)
+    out.copy_(rotate(restored, rotation))

@@ -28,6 +28,11 @@ class Rotation:
     cos_LR: Tensor
     sin_LR: Tensor
 
+    def fill(self, other: "Rotation") -> None:
+        """Take the numbers of a table of the same size."""
+        self.cos_LR.copy_(other.cos_LR)
+        self.sin_LR.copy_(other.sin_LR)
+
 
 def axis_widths(head_dim: int) -> tuple[int, int, int]:
     """Split a head of `head_dim` channels over frame, row and column; 128 gives 44, 42, 42."""
@@ -133,15 +138,18 @@ def rotate(heads_LNH: Tensor, rotation: Rotation) -> Tensor:
     Returns:
         Rotated tensor of the same shape and dtype; arithmetic in float32.
     """
-    even_LNR, odd_LNR = heads_LNH.float().unflatten(-1, (-1, 2)).unbind(-1)
-    cos_L1R, sin_L1R = rotation.cos_LR[:, None], rotation.sin_LR[:, None]
-    turned = torch.stack(
-        (even_LNR * cos_L1R - odd_LNR * sin_L1R, even_LNR * sin_L1R + odd_LNR * cos_L1R), dim=-1
-    )
-    return turned.flatten(-2).to(heads_LNH.dtype)
+    # Written as a sum over pairs and swapped pairs, which a compiler makes one pass of.
+    pairs_LNR2 = heads_LNH.float().unflatten(-1, (-1, 2))
+    sin_L1R2 = torch.stack((-rotation.sin_LR, rotation.sin_LR), dim=-1)[:, None]
+    cos_L1R1 = rotation.cos_LR[:, None, :, None]
+    turned_LNR2 = pairs_LNR2.flip(-1).mul_(sin_L1R2).add_(pairs_LNR2 * cos_L1R1)
+    return turned_LNR2.flatten(-2).to(heads_LNH.dtype)
 
 
-rotate_fused = fused(rotate)
+@fused
+def rotate_into(out_LNH: Tensor, heads_LNH: Tensor, rotation: Rotation) -> None:
+    """Write `rotate(heads_LNH, rotation)` to `out_LNH`, memory of its own."""
+    out_LNH.copy_(rotate(heads_LNH, rotation))
 
 
 def _moved(table: np.ndarray, device: torch.device | str) -> Tensor:

@@ -138,8 +138,8 @@ class Layer(nn.Module):
         Returns:
             (L, D), dtype of `hidden_LD`.
         """
-        query_LNH, own = self._rotated(hidden_LD, modulation_6D, rotation)
-        attended_LD = attend(query_LNH, cache.write(own))
+        query_LNH = self._begin(hidden_LD, modulation_6D, rotation, cache)
+        attended_LD = attend(query_LNH, cache.window)
         hidden_LD = self._finish_fused(hidden_LD, attended_LD, modulation_6D, text)
         if self.audio is None or audio is None:
             return hidden_LD
@@ -159,11 +159,13 @@ class Layer(nn.Module):
         return self._finish(hidden_CD, attended_CD, modulation_6D, text), own
 
     @fused
-    def _rotated(
-        self, hidden_LD: Tensor, modulation_6D: Tensor, rotation: Rotation
-    ) -> tuple[Tensor, KeyValue]:
+    def _begin(
+        self, hidden_LD: Tensor, modulation_6D: Tensor, rotation: Rotation, cache: CacheView
+    ) -> Tensor:
+        """Everything in front of the attention: write keys and values, return the queries."""
         query_LNH, own = self._project(hidden_LD, modulation_6D, rotation)
-        return query_LNH, KeyValue(rotate(own.key_KNH, rotation), own.value_KNH)
+        cache.write(KeyValue(rotate(own.key_KNH, rotation), own.value_KNH))
+        return query_LNH
 
     def _project(
         self, hidden_LD: Tensor, modulation_6D: Tensor, rotation: Rotation
@@ -181,8 +183,15 @@ class Layer(nn.Module):
         wide_LD = hidden_LD + self.self_attn.o(attended_LD) * gate1
         wide_LD = wide_LD + self.cross_attn(self.norm3(wide_LD.to(dtype)), text)
         modulated = _modulate(wide_LD, shift2, scale2, self.eps).to(dtype)
-        inner = F.gelu(self.ffn_in(modulated), approximate="tanh")
-        return (wide_LD + self.ffn_out(inner) * gate2).to(dtype)
+        return (wide_LD + self.ffn_out(self._widen(modulated)) * gate2).to(dtype)
+
+    def _widen(self, modulated_LD: Tensor) -> Tensor:
+        """The first matrix of the feed-forward, and its activation."""
+        if type(self.ffn_in) is nn.Linear and modulated_LD.is_cuda:
+            # The GPU's library applies this function to a product before it is written.
+            weight, bias = self.ffn_in.weight, self.ffn_in.bias
+            return torch._addmm_activation(bias, modulated_LD, weight.t(), use_gelu=True)
+        return F.gelu(self.ffn_in(modulated_LD), approximate="tanh")
 
     # The condition is run twice in a video: compiling for its size as well does not pay.
     _finish_fused = fused(_finish)
@@ -276,6 +285,16 @@ class Transformer(nn.Module):
             tuple(layer.constants(time, text_LD) for layer in self.stack),
             None if self.head is None else self.head.constants(time),
         )
+
+    def refill(self, constants: JobConstants, time: TimeTable, text_LD: Tensor) -> None:
+        """Turn the constants of a job into those of another one, in place, layer by layer."""
+        for layer, kept in zip(self.stack, constants.layers, strict=True):
+            new = layer.constants(time, text_LD)
+            kept.modulation_S6D.copy_(new.modulation_S6D)
+            kept.text.key_KNH.copy_(new.text.key_KNH)
+            kept.text.value_KNH.copy_(new.text.value_KNH)
+        if self.head is not None and constants.head_S2D is not None:
+            constants.head_S2D.copy_(self.head.constants(time))
 
     def prepare_audio(
         self, audio: BlockAudio, frame_tokens: tuple[int, ...] | None = None

@@ -237,7 +237,7 @@ class Conductor:
         video = self._videos[number]
         if video.all_issued and not video.under_way:
             del self._videos[number]
-            self.stage.jobs.pop(number).end()
+            self.stage.end_job(number)
             self._to_media(JobEnd(number))
 
     def _to_media(self, message: Any, *tensors: Tensor) -> None:

@@ -21,6 +21,7 @@ from liveavatar.model.audio_injection import BlockAudio
 from liveavatar.model.denoiser import Denoiser
 from liveavatar.model.transformer import TimeTable, Transformer
 from liveavatar.parallel.activity import Activity
+from liveavatar.parallel.denoisers import Denoisers, JobSizes
 from liveavatar.parallel.links import StageLinks
 from liveavatar.parallel.mesh import Mesh, Place, shares
 from liveavatar.parallel.messages import (
@@ -68,6 +69,11 @@ class StagePlan:
         """Whether the head is here."""
         return self.place.stage == self.mesh.num_stages - 1
 
+    def records(self, transformer: Transformer) -> bool:
+        """Whether forwards may be recorded: on a GPU, and no rank waits for another inside one."""
+        alone = self.mesh.tp_degree == self.mesh.sp_degree == 1
+        return alone and next(transformer.parameters()).is_cuda
+
     def tokens(self, count: int, place: Place | None = None) -> range:
         """Which of `count` tokens the rank at `place` has, this one by default."""
         return shares(count, self.mesh.sp_degree)[(place or self.place).sp_rank]
@@ -96,21 +102,21 @@ class StageJob:
     cancelled: bool = False
     keeper: RingKeeper | None = None
 
-    def begin(self, transformer: Transformer, tokens: range) -> Denoiser:
-        """Make constants and caches, for some tokens of each block; only once.
+    def begin(self, denoisers: Denoisers, tokens: range) -> Denoiser:
+        """Take constants and caches, for some tokens of each block; only once.
 
         The caches are empty, or those of the resume point that the job goes on from.
         """
         if self.denoiser is None:
+            opened = self.opened
             text_LD, head_SD, layers_S6D = self.tensors[:3]
-            self.denoiser = Denoiser(
-                transformer,
-                TimeTable(head_SD, layers_S6D),
-                text_LD,
-                self.opened.grid,
-                self.opened.timeline.window_blocks,
-                tokens if len(tokens) < self.opened.grid.block_tokens else None,
+            sizes = JobSizes(
+                opened.schedule.num_steps,
+                opened.grid,
+                opened.timeline.window_blocks,
+                tokens if len(tokens) < opened.grid.block_tokens else None,
             )
+            self.denoiser = denoisers.take(sizes, TimeTable(head_SD, layers_S6D), text_LD)
             if self.keeper is not None and self.opened.first_block:
                 self.keeper.restore(self.denoiser, self.opened.first_block)
         return self.denoiser
@@ -138,6 +144,7 @@ class Stage:
         self.plan = plan
         self.links = links
         self.activity = activity
+        self.denoisers = Denoisers(transformer, recorded=plan.records(transformer))
         self.jobs: dict[int, StageJob] = {}
         self.shutting_down = False
         self.meanwhile: Callable[[], None] = lambda: None  # what else to do in a wait
@@ -188,7 +195,7 @@ class Stage:
         job = self.job(work.job)
         tokens = self.plan.tokens(job.opened.grid.block_tokens)
         with self.activity.computing(f"job {work.job} condition"):
-            return job.begin(self.transformer, tokens).prefill(hidden_CD, work.version)
+            return job.begin(self.denoisers, tokens).prefill(hidden_CD, work.version)
 
     def run_step(self, work: StepWork, hidden_LD: Tensor) -> Tensor:
         """Run this stage's layers on an item; the last stage goes on to the velocity."""
@@ -209,6 +216,13 @@ class Stage:
             denoiser.finish_block(block)
         return hidden_LD
 
+    def end_job(self, number: int) -> None:
+        """Forget a job; its state is kept for the next."""
+        job = self.jobs.pop(number)
+        job.end()
+        if job.denoiser is not None:
+            self.denoisers.rest(job.denoiser)
+
     def pass_on(self, message: Any, *tensors: Tensor) -> None:
         """Send to the next stage, if there is one."""
         if self.links.following is None:
@@ -227,7 +241,7 @@ class Stage:
                 return
             if isinstance(message, JobEnd):
                 self.job(message.job)  # one that ends before it began is still to be opened here
-                self.jobs.pop(message.job).end()
+                self.end_job(message.job)
                 self.pass_on(message)
                 continue
             if isinstance(message, PrefillWork):

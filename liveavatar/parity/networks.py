@@ -83,7 +83,11 @@ def check_dit_block(fixture: Fixture) -> Iterator[Check]:
     # behind it, "roll" has overwritten the oldest slot once before.
     for case, block_index in (("fill", 1), ("roll", blocks + 1)):
         cache = _recorded_cache(fixture, inputs, config)
-        view = cache.open(0, block_index, 0, _rotation(inputs, f"{case}.cond_"))
+        cache.use_condition(0, 0)
+        rows_T = torch.empty(cache.shape.block_tokens, dtype=torch.int64)
+        cache.shape.put_rows(block_index, rows_T)
+        phase = cache.shape.phase(0, block_index, 0)
+        view = cache.open(phase, rows_T, _rotation(inputs, f"{case}.cond_"))
         # The fixture gives each of the latent frames a timestep of its own.
         per_frame = inputs[f"{case}.e"][0, :, :, 0].transpose(0, 1)
         per_token = per_frame.repeat_interleave(fixture.config["tokens_per_frame"], dim=1)

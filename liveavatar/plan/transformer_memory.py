@@ -219,11 +219,12 @@ def _rms_norm(value: int) -> int:
     return widened + max(FLOAT32_BYTES + rounded, 2 * value)
 
 
-def _project(value: int) -> int:
+def _project(value: int, num_heads: int) -> float:
     """Bytes per element while query, key and value are made and turned."""
     widened = 0 if value == FLOAT32_BYTES else FLOAT32_BYTES
     norms = 5 * value + _rms_norm(value)  # input, fused product, query; the key's norm is at work
-    turning = 5 * value + widened + 8  # two halves in float32, and the pairs put together
+    # Input, fused product, query and key; turned pairs in float32, and a table for all heads.
+    turning = 6 * value + widened + 8 + FLOAT32_BYTES / num_heads
     return max(norms, turning)
 
 
@@ -242,13 +243,15 @@ def layer_peak(
 ) -> int:
     """Peak bytes of one layer's forward on a block of so many tokens.
 
-    Beside the work itself the stage's input, the layer's input, and until the layer ends its query,
-    key, fused product and attention output are alive.
+    Beside the work itself the stage's input, the layer's input, and until the layer ends its query
+    and attention output are alive.
     """
     value = precision.value_bytes
     held = 2 * value
-    kept = 6 * value
-    peak = max(_project(value), kept + _finish(precision, config.ffn_dim / config.dim))
+    kept = 2 * value
+    peak = max(
+        _project(value, config.num_heads), kept + _finish(precision, config.ffn_dim / config.dim)
+    )
     if injects:
         # The norm's float32 result lives on; the layer's own result is a third stream.
         peak = max(peak, kept + value + FLOAT32_BYTES + 2 * value + _rms_norm(value))
@@ -259,7 +262,9 @@ def prefill_peak(config: TransformerConfig, num_tokens: int, precision: Precisio
     """Peak bytes of one layer's prefill of so many condition tokens; the turned key lives on."""
     value = precision.value_bytes
     finish = 7 * value + _finish(precision, config.ffn_dim / config.dim)
-    return math.ceil((2 * value + max(_project(value), finish)) * num_tokens * config.dim)
+    return math.ceil(
+        (2 * value + max(_project(value, config.num_heads), finish)) * num_tokens * config.dim
+    )
 
 
 def activation_bytes(

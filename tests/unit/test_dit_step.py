@@ -34,7 +34,7 @@ def test_every_precision_runs_and_reports(capsys: pytest.CaptureFixture[str]) ->
 def test_the_work_of_the_published_shape_is_the_specified() -> None:
     setting = dit_step.Setting(
         TransformerConfig(), (640, 384), SamplingConfig(), Precision("bfloat16", "8-bit"),
-        torch.device("cpu"), compiled=True, forwards=1,
+        torch.device("cpu"), compiled=True, recorded=True, forwards=1,
     )  # fmt: skip
     products, attention, restored = dit_step.work(setting)
     # 40 x (1.72 linears + 0.82 and 0.03 attention) and the injections' two matrices, TFLOP.

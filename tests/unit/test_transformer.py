@@ -4,7 +4,9 @@ The naive network below keeps no cache and precomputes nothing: for every forwar
 text, embeds the timestep and encodes the speech again, and it concatenates the keys it attends to.
 """
 
+import gc
 import itertools
+import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import cast
@@ -157,9 +159,9 @@ class NaiveNetwork:
         return torch.cat(frames)
 
 
-def run_items(job: Job) -> Iterator[tuple[Item, Tensor]]:
+def run_items(job: Job, state: Denoiser | None = None) -> Iterator[tuple[Item, Tensor]]:
     """Items of a job in order, each with its sample; advances samples with the cached network."""
-    state, whole = tiny.denoiser(job), transformer()
+    state, whole = state or tiny.denoiser(job), transformer()
     inputs = job.conditions
     state.prefill(whole.embed_condition(inputs.reference_CFHW, inputs.motion_CFHW), 0)
     for block in range(job.timeline.num_blocks):
@@ -186,6 +188,34 @@ def test_caches_and_constants_change_nothing_against_recomputing_everything() ->
         assert (velocity - expected).norm() < 1e-5 * expected.norm()
         compared += 1
     assert compared == 15
+
+
+@torch.no_grad()
+def test_the_state_of_one_job_serves_the_next_and_nothing_is_left_of_the_first() -> None:
+    first, second = tiny.job(3, seed=1), tiny.job(4, seed=2)
+    state = tiny.denoiser(first)
+    for _ in run_items(first, state):
+        pass
+    kept = [cache.key_SKNH.data_ptr() for cache in state.caches if isinstance(cache, ExactCache)]
+    state.renew(
+        embedder().embed_time(second.schedule.timesteps),
+        embedder().embed_text(second.conditions.text_LD),
+    )
+    for (_, ours), (_, expected) in zip(run_items(second, state), run_items(second), strict=True):
+        assert torch.equal(ours, expected)
+    assert kept == [c.key_SKNH.data_ptr() for c in state.caches if isinstance(c, ExactCache)]
+
+
+def test_a_dropped_state_is_freed_at_once() -> None:
+    """Its caches are gigabytes: they cannot wait for the collector of cycles."""
+    state = tiny.denoiser(tiny.job(1))
+    cache = weakref.ref(state.caches[0])
+    gc.disable()
+    try:
+        del state
+        assert cache() is None
+    finally:
+        gc.enable()
 
 
 @torch.no_grad()
