@@ -36,6 +36,7 @@ from liveavatar.plan.shapes import (
     VAEShape,
     read_network,
 )
+from liveavatar.plan.sharing import ALONE, Sharing
 from liveavatar.request import parse_size
 from liveavatar.timeline import make_timeline
 
@@ -96,21 +97,20 @@ class Setup:
 
     def plan(self) -> LayoutPlan:
         """What memory each rank is expected to need."""
-        num_stages = len(self.devices) - 1
+        num_ranks = len(self.devices) - 1
+        sharing = Sharing(sp_degree=num_ranks, sharded=True) if self.sharded else ALONE
         if not self.on_gpu:
-            machine = Machine(0, self.memory_bytes, stages_on_cpu=num_stages)
-        elif len(set(self.devices)) == num_stages:  # the media rank beside the last stage
-            machine = Machine(num_stages, self.memory_bytes, share_media=True)
+            stages = num_ranks // sharing.size
+            machine = Machine(0, self.memory_bytes, stages_on_cpu=stages, sharing=sharing)
+        elif len(set(self.devices)) == num_ranks:  # the media rank beside the last stage
+            machine = Machine(num_ranks, self.memory_bytes, share_media=True, sharing=sharing)
         else:
-            machine = Machine(num_stages + 1, self.memory_bytes)
+            machine = Machine(num_ranks + 1, self.memory_bytes, sharing=sharing)
         return plan_layout(self.network, self.size_hw, self.sampling, machine)
 
     def spec(self, plan: LayoutPlan) -> GroupSpec:
         """The group, with its ranks where they were asked for."""
         spec = group_spec(self.weights, None, plan)
-        if self.sharded:
-            layers, ranks = (range(self.network.transformer.num_layers),), len(self.devices) - 1
-            spec = replace(spec, stages=layers, sp_degree=ranks, sharded=True)
         return replace(spec, devices=self.devices, transport=self.transport)
 
 

@@ -42,32 +42,35 @@ class RankPeak:
 
     Attributes:
         role: "stage 0", ..., "media".
-        planned: all parts but the CUDA context; None for the baseline, which is not planned.
+        planned: all parts but the CUDA context.
         used: the most that tensors took.
         reserved: the most that torch held of the device, its spare blocks included.
         error: of the plan, as a share of what was used.
     """
 
     role: str
-    planned: float | None
+    planned: float
     used: float
     reserved: float
-    error: float | None
+    error: float
 
 
-def peaks(plan: LayoutPlan | None, trace: Trace) -> list[RankPeak]:
+def peaks(plan: LayoutPlan, trace: Trace) -> list[RankPeak]:
     """Plan and peak of every rank."""
     last = {s.event.rank: s.event for s in trace.said if isinstance(s.event, RankStatus)}
     found = []
     for rank, status in sorted(last.items()):
         used = status.peak_used_bytes or status.peak_bytes
-        planned = error = None
-        if plan is not None:
-            parts = plan.ranks[rank]
-            planned = round((parts.total - parts.context) / GIB, 3)
-            error = round((parts.total - parts.context) / used - 1, 4)
-        reserved = round(status.peak_bytes / GIB, 3)
-        found.append(RankPeak(status.role, planned, round(used / GIB, 3), reserved, error))
+        planned = plan.ranks[rank].total - plan.ranks[rank].context
+        found.append(
+            RankPeak(
+                role=status.role,
+                planned=round(planned / GIB, 3),
+                used=round(used / GIB, 3),
+                reserved=round(status.peak_bytes / GIB, 3),
+                error=round(planned / used - 1, 4),
+            )
+        )
     return found
 
 
@@ -94,7 +97,7 @@ def measure(setup: Setup) -> dict[str, Any]:
         "frames": finished[0].frames if finished else 0,
         "failure": trace.failure,
         "context_gib": context_gib(setup, trace),
-        "ranks": [asdict(peak) for peak in peaks(None if setup.sharded else plan, trace)],
+        "ranks": [asdict(peak) for peak in peaks(plan, trace)],
         "parts": [asdict(rank) for rank in plan.ranks],
     }
 
@@ -105,10 +108,10 @@ def text(result: dict[str, Any]) -> str:
     lines = [f"{result['size']}, {result['precision']}: {made}; the plan: {result['verdict']}"]
     lines.append(f"  context {result['context_gib']} GiB per rank, beside:")
     for rank in result["ranks"]:
-        line = f"  {rank['role']:<8} used {rank['used']:6.2f}, reserved {rank['reserved']:6.2f} GiB"
-        if rank["planned"] is not None:
-            line += f", planned {rank['planned']:6.2f} ({100 * rank['error']:+.1f} %)"
-        lines.append(line)
+        lines.append(
+            f"  {rank['role']:<8} used {rank['used']:6.2f}, reserved {rank['reserved']:6.2f} GiB, "
+            f"planned {rank['planned']:6.2f} ({100 * rank['error']:+.1f} %)"
+        )
     return "\n".join(lines)
 
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from inference.options import build_parser, read_settings
+from inference.torchrun import run_launched
 from liveavatar.config import FPS
 from liveavatar.errors import EngineError, LiveAvatarError, MediaError
 
@@ -106,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
-        return run(build_parser().parse_args(arguments))
+        return run_launched(lambda: run(build_parser().parse_args(arguments)))
     except EngineError as error:
         _say(f"error: {error}")
         return EXIT_FAILED

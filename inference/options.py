@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -20,6 +21,7 @@ from liveavatar.config import (
 from liveavatar.engine.machine import detect_machine, narrowed
 from liveavatar.errors import ConfigError
 from liveavatar.plan.layout import Machine
+from liveavatar.plan.sharing import ALONE, Sharing
 from liveavatar.request import SizeOption, parse_size
 
 ANY_NUMBER_OF_CLIPS = 100_000
@@ -59,7 +61,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--enable_vae_parallel", action="store_true", help="give the VAE a rank of its own")
     add("--enable_online_decode", action="store_true", help="decode every block, not every clip")
     add("--offload_model", type=_switch, default=True, help="free the encoders before rendering")
-    add("--tpp_mode", type=_switch, default=True, help="split the layers over the ranks")
+    add("--tpp_mode", type=_switch, default=True, help="split layers; False: shard weights, FSDP")
+    add("--mesh", help='"STAGESxTPxSP" ranks, product num_gpus_dit; all are stages by default')
     add("--save_file", type=Path, required=True, help="MP4 to write")
     add("--resume", action="store_true", help="go on with what a killed run left")
     return parser
@@ -106,11 +109,36 @@ def read_settings(options: argparse.Namespace) -> Settings:
 
 def _machine(parallel: ParallelConfig, options: argparse.Namespace) -> Machine:
     """The part of this machine that the ranks take; ConfigError when there are too many."""
-    if launched_ranks() > 1:
-        raise ConfigError("torchrun: this command starts its own ranks; run it without torchrun")
-    if not options.tpp_mode and parallel.num_gpus_dit > 1:
-        raise ConfigError("tpp_mode: expected True with several ranks; False runs on one only")
-    return narrowed(detect_machine(), parallel.num_gpus_dit, own_media=options.enable_vae_parallel)
+    ranks, own_media = parallel.num_gpus_dit, options.enable_vae_parallel
+    launched = launched_ranks()
+    if launched not in (1, ranks + own_media):
+        raise ConfigError(
+            f"torchrun: expected --nproc_per_node {ranks + own_media}, num_gpus_dit and one more "
+            f"with --enable_vae_parallel, got {launched}"
+        )
+    sharing = _sharing(ranks, options)
+    return narrowed(detect_machine(), ranks, own_media=own_media, sharing=sharing)
+
+
+def _sharing(num_ranks: int, options: argparse.Namespace) -> Sharing:
+    """How many ranks have a stage together."""
+    mesh = options.mesh
+    if not options.tpp_mode:
+        if mesh is not None:
+            raise ConfigError("mesh: expected with --tpp_mode True; False has no stages to share")
+        return Sharing(sp_degree=num_ranks, sharded=num_ranks > 1)
+    if mesh is None:
+        return ALONE
+    parts = mesh.split("x")
+    if len(parts) != 3 or not all(re.fullmatch("[1-9][0-9]?", part) for part in parts):
+        raise ConfigError(f'mesh: expected three numbers as in "3x1x1", got {mesh[:40]!r}')
+    stages, tp_degree, sp_degree = map(int, parts)
+    if stages * tp_degree * sp_degree != num_ranks:
+        raise ConfigError(
+            f"mesh: expected a product of {num_ranks}, which is num_gpus_dit, got {mesh} = "
+            f"{stages * tp_degree * sp_degree}"
+        )
+    return Sharing(tp_degree, sp_degree)
 
 
 def _check_output(path: Path) -> None:

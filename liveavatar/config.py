@@ -264,11 +264,26 @@ def launched_ranks(environment: Mapping[str, str] = os.environ) -> int:
     """Processes that a launcher such as torchrun started together; 1 without one.
 
     Raises:
-        ConfigError: WORLD_SIZE is not a number of processes.
+        ConfigError: WORLD_SIZE is not a number of processes, or they are on several machines.
     """
-    stated = environment.get("WORLD_SIZE", "1").strip()
-    if not (stated.isascii() and stated.isdecimal() and len(stated) < 6 and int(stated) > 0):
-        raise ConfigError(f"WORLD_SIZE: expected a number of processes, got {stated[:40]!r}")
+    ranks = _read_count(environment, "WORLD_SIZE", "1")
+    here = _read_count(environment, "LOCAL_WORLD_SIZE", str(ranks))
+    if ranks < 1 or here != ranks:
+        raise ConfigError(
+            f"WORLD_SIZE: expected all processes on one machine, got {ranks}, {here} of them here"
+        )
+    return ranks
+
+
+def launched_rank(environment: Mapping[str, str] = os.environ) -> int:
+    """Which of them this process is; ConfigError when RANK is not a number."""
+    return _read_count(environment, "RANK", "0")
+
+
+def _read_count(environment: Mapping[str, str], name: str, missing: str) -> int:
+    stated = environment.get(name, missing).strip()
+    if not (stated.isascii() and stated.isdecimal() and len(stated) < 6):
+        raise ConfigError(f"{name}: expected a number of processes, got {stated[:40]!r}")
     return int(stated)
 
 

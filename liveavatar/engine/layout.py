@@ -77,6 +77,9 @@ def group_spec(
         weight_bytes=tuple(rank.weights + rank.encoders for rank in plan.ranks),
         jobs_at_once=max(1, plan.jobs_at_once),
         warm_up_hw=plan.size_hw,
+        tp_degree=machine.sharing.tp_degree,
+        sp_degree=machine.sharing.sp_degree,
+        sharded=machine.sharing.sharded,
     )
 
 

@@ -12,6 +12,7 @@ import pynvml
 from liveavatar.config import visible_gpus
 from liveavatar.errors import ConfigError
 from liveavatar.plan.layout import Machine
+from liveavatar.plan.sharing import ALONE, Sharing
 
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
@@ -29,20 +30,24 @@ def detect_machine() -> Machine:
     return Machine(len(memories), min(memories)) if memories else Machine(0, host_memory_bytes())
 
 
-def narrowed(machine: Machine, num_stages: int, *, own_media: bool) -> Machine:
-    """The part of a machine that so many pipeline stages and a media rank take.
+def narrowed(
+    machine: Machine, num_ranks: int, *, own_media: bool, sharing: Sharing = ALONE
+) -> Machine:
+    """The part of a machine that so many transformer ranks and a media rank take.
 
     Args:
         machine: all there is.
-        num_stages: pipeline stages.
+        num_ranks: ranks that hold layers.
         own_media: whether the media rank has a GPU of its own.
+        sharing: how many of them have a stage together.
 
     Raises:
         ConfigError: there are fewer GPUs than that.
     """
+    machine = replace(machine, sharing=sharing)
     if not machine.num_gpus:
-        return replace(machine, stages_on_cpu=num_stages)
-    wanted = num_stages + own_media
+        return replace(machine, stages_on_cpu=num_ranks // sharing.size)
+    wanted = num_ranks + own_media
     if wanted > machine.num_gpus:
         raise ConfigError(
             f"num_gpus_dit: {wanted} ranks need as many GPUs, {machine.num_gpus} are visible; use "

@@ -123,7 +123,8 @@ def _text(tier: Tier, plan: LayoutPlan) -> Iterator[str]:
     )
     yield f"  {plan.precision}; GiB per rank:"
     yield "  rank          device" + "".join(f"{title:>10}" for _, title in _PARTS)
-    names = [f"{r} layers {part.start}-{part.stop - 1}" for r, part in enumerate(plan.stages)]
+    shared = [part for part in plan.stages for _ in range(machine.sharing.size)]
+    names = [f"{r} layers {part.start}-{part.stop - 1}" for r, part in enumerate(shared)]
     names.append(f"{len(names)} media")
     for name, device, rank in zip(names, machine.devices, plan.ranks, strict=True):
         cells = "".join(f"{getattr(rank, part) / GIB:10.2f}" for part, _ in _PARTS)

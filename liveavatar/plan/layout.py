@@ -4,17 +4,19 @@ Arithmetic over shapes. Weights, caches and decoder state are exact; activations
 are not yet verified on a GPU, and the CUDA context is an assumption.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 from liveavatar.config import SamplingConfig, TransformerConfig
 from liveavatar.errors import ConfigError
+from liveavatar.parallel.mesh import check_heads
 from liveavatar.parallel.split import layer_costs, split_layers
 from liveavatar.parallel.wavefront import Pipeline
 from liveavatar.plan import media_memory as media
 from liveavatar.plan import transformer_memory as stage
 from liveavatar.plan.precision import CPU_CANDIDATES, GPU_CANDIDATES, Precision
 from liveavatar.plan.shapes import Network
+from liveavatar.plan.sharing import ALONE, Sharing
 
 GIB = 2**30
 
@@ -41,12 +43,14 @@ class Machine:
         share_media: put encoders and decoder on the last stage's GPU instead of one of their own.
             With fewer than two GPUs they are always shared.
         stages_on_cpu: pipeline stages where there is no GPU.
+        sharing: ranks of each stage, on GPUs of their own.
     """
 
     num_gpus: int
     memory_bytes: int
     share_media: bool = False
     stages_on_cpu: int = 1
+    sharing: Sharing = ALONE
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a machine that cannot be."""
@@ -63,14 +67,15 @@ class Machine:
         if not self.num_gpus:
             return self.stages_on_cpu
         shared = self.share_media or self.num_gpus < 2
-        return max(1, self.num_gpus - (not shared))
+        return max(1, (self.num_gpus - (not shared)) // self.sharing.size)
 
     @property
     def devices(self) -> tuple[int, ...]:
         """Device of each rank: the stages', then the media rank's."""
+        num_ranks = self.num_stages * self.sharing.size
         if not self.num_gpus:
-            return (0,) * (self.num_stages + 1)
-        return (*range(self.num_stages), self.num_gpus - 1)
+            return (0,) * (num_ranks + 1)
+        return (*range(num_ranks), self.num_gpus - 1)
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,7 @@ class Estimate:
 
     Attributes:
         precision: of weights, keys and values.
-        ranks: the stages, then the media rank.
+        ranks: those of each stage, then the media rank.
         device_bytes: of each device, its ranks together.
     """
 
@@ -219,7 +224,13 @@ def plan_layout(
         )
     stages = split_stages(network.transformer, size_hw, sampling, machine.num_stages)
     question = _Question(network, size_hw, sampling, machine, stages)
-    candidates = GPU_CANDIDATES if machine.num_gpus else CPU_CANDIDATES
+    sharing = machine.sharing
+    check_heads(
+        network.transformer.num_heads, tp_degree=sharing.tp_degree, sp_degree=sharing.sp_degree
+    )
+    candidates: Sequence[Precision] = GPU_CANDIDATES if machine.num_gpus else CPU_CANDIDATES
+    if sharing.sharded:  # torch shards parameters, which weights in 8 bits are not
+        candidates = [each for each in candidates if not each.quantises_weights]
     estimates = [_estimate(question, precision) for precision in candidates]
     fitting = (e for e in estimates if e.largest <= machine.memory_bytes)
     chosen = next(fitting, min(estimates, key=lambda estimate: estimate.largest))
@@ -243,7 +254,11 @@ def estimate_layout(
 
 
 def _estimate(question: _Question, precision: Precision, num_jobs: int = 1) -> Estimate:
-    ranks = [_stage_memory(question, layers, precision, num_jobs) for layers in question.stages]
+    ranks = [
+        _stage_memory(question, layers, precision, num_jobs)
+        for layers in question.stages
+        for _ in range(question.machine.sharing.size)
+    ]
     ranks.append(_media_memory(question, precision, num_jobs))
     devices = question.machine.devices
     totals = [0] * (max(devices) + 1)
@@ -262,19 +277,21 @@ def _stage_memory(
     config, sampling = question.network.transformer, question.sampling
     tokens = stage.count_tokens(config, question.size_hw, sampling)
     pipeline = Pipeline(len(question.stages), sampling.num_steps)
-    jobs_layers = num_jobs * len(layers)
-    rings = stage.ring_values(config, tokens, sampling)
-    condition = stage.condition_copies(sampling, precision) * tokens.condition * 2 * config.dim
+    sharing, jobs_layers = question.machine.sharing, num_jobs * len(layers)
+    width = sharing.heads(config.num_heads) * config.head_dim  # of its keys and values
+    rings = stage.ring_values(config, tokens, sampling) * width // config.dim
+    condition = stage.condition_copies(sampling, precision) * tokens.condition * 2 * width
+    window = stage.workspace_bytes(config, tokens, precision) * width // config.dim
     constants = stage.modulation_bytes(config, sampling)
     flying = stage.in_flight_bytes(config, layers, tokens, pipeline, precision)
     return RankMemory(
-        weights=stage.stage_weights(config, layers, precision),
+        weights=stage.stage_weights(config, layers, precision, sharing),
         rings=jobs_layers * precision.cache_bytes(rings, config.head_dim),
         condition=jobs_layers * precision.cache_bytes(condition, config.head_dim),
-        workspace=num_jobs * stage.workspace_bytes(config, tokens, precision),
-        text=jobs_layers * stage.text_bytes(config, precision),
+        workspace=num_jobs * window,
+        text=jobs_layers * stage.text_bytes(config, precision) // sharing.tp_degree,
         in_flight=jobs_layers * constants + num_jobs * flying,
-        activations=stage.activation_bytes(config, layers, tokens, precision),
+        activations=stage.activation_bytes(config, layers, tokens, precision, sharing),
         context=_process_bytes(question.machine),
     )
 
@@ -327,7 +344,7 @@ def _shortage(machine: Machine, estimate: Estimate) -> str:
 def _enough_gpus(question: _Question, precision: Precision) -> int | None:
     """The smallest number of such GPUs that fits, if there is one; None on the CPU."""
     machine, config = question.machine, question.network.transformer
-    if not machine.num_gpus:
+    if not machine.num_gpus or machine.sharing.size > 1:
         return None
     for num_gpus in range(machine.num_gpus + 1, _MOST_GPUS + 1):
         larger = replace(machine, num_gpus=num_gpus)

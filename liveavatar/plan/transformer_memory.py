@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from liveavatar.config import LATENT_FRAMES_PER_BLOCK, SamplingConfig, TransformerConfig
 from liveavatar.parallel.wavefront import Pipeline
 from liveavatar.plan.precision import FLOAT32_BYTES, Precision
+from liveavatar.plan.sharing import ALONE, Sharing
 
 PIXELS_PER_TOKEN = 16
 """Pixels of a token along each side: the autoencoder's 8, and patches of 2 x 2."""
@@ -18,6 +19,7 @@ PIXELS_PER_TOKEN = 16
 SPARE_BLOCKS = 2
 """Blocks whose speech waits at a stage beyond those in flight, as the media rank sends it."""
 
+_GATHERED_LAYERS = 2
 _QUEUED_MESSAGES = 3  # a link's depth of 2, and one that was read and finds no room
 _SCALE_BYTES = 4  # of a row of an e4m3 matrix
 _ROUNDING_BYTES = 5  # per value that is rounded to e4m3: its scaled float32, and the result
@@ -79,22 +81,24 @@ def _layer_linear(inputs: int, outputs: int, precision: Precision) -> int:
     return weight + outputs * (precision.value_bytes + scale)
 
 
-def _cross_attention(dim: int, precision: Precision) -> int:
-    norms = 2 * dim * precision.value_bytes
-    matrices = ((dim, dim), (dim, 2 * dim), (dim, dim))
+def _cross_attention(dim: int, own: int, precision: Precision) -> int:
+    norms = 2 * own * precision.value_bytes
+    matrices = ((dim, own), (dim, 2 * own), (own, dim))
     return norms + sum(_layer_linear(*shape, precision) for shape in matrices)
 
 
-def layer_weights(config: TransformerConfig, precision: Precision, *, injects: bool) -> int:
-    """Bytes of one layer; `injects` adds the audio injection behind it."""
-    dim = config.dim
+def layer_weights(
+    config: TransformerConfig, precision: Precision, *, injects: bool, tp_degree: int = 1
+) -> int:
+    """Bytes of a rank's part of one layer; `injects` adds the audio injection behind it."""
+    dim, own, inner = config.dim, config.dim // tp_degree, config.ffn_dim // tp_degree
     modulation = 6 * dim * FLOAT32_BYTES
-    norms = 4 * dim * precision.value_bytes  # of query and key, and norm3 with its bias
-    matrices = ((dim, 3 * dim), (dim, dim), (dim, config.ffn_dim), (config.ffn_dim, dim))
+    norms = (2 * own + 2 * dim) * precision.value_bytes  # of query and key; norm3 with its bias
+    matrices = ((dim, 3 * own), (own, dim), (dim, inner), (inner, dim))
     total = modulation + norms + sum(_layer_linear(*shape, precision) for shape in matrices)
-    total += _cross_attention(dim, precision)
+    total += _cross_attention(dim, own, precision)
     if injects:
-        total += _cross_attention(dim, precision) + _layer_linear(dim, 2 * dim, precision)
+        total += _cross_attention(dim, own, precision) + _layer_linear(dim, 2 * own, precision)
     return total
 
 
@@ -113,12 +117,26 @@ def head_weights(config: TransformerConfig) -> int:
     return 2 * config.dim * FLOAT32_BYTES + _linear(config.dim, outputs, FLOAT32_BYTES)
 
 
-def stage_weights(config: TransformerConfig, layers: range, precision: Precision) -> int:
-    """Bytes of the weights of a range of layers, with embedder and head where they belong."""
-    total = sum(
-        layer_weights(config, precision, injects=layer in config.audio_inject_layers)
+def stage_weights(
+    config: TransformerConfig, layers: range, precision: Precision, sharing: Sharing = ALONE
+) -> int:
+    """Bytes of a rank's weights of a range of layers, with embedder and head where they belong.
+
+    Sharded, they are its part of all layers, and two layers that are gathered: the one at work and
+    the next, which comes meanwhile.
+    """
+    each = [
+        layer_weights(
+            config,
+            precision,
+            injects=layer in config.audio_inject_layers,
+            tp_degree=sharing.tp_degree,
+        )
         for layer in layers
-    )
+    ]
+    total = sum(each)
+    if sharing.sharded:
+        total = math.ceil(total / sharing.sp_degree) + _GATHERED_LAYERS * max(each)
     if 0 in layers:
         total += embedder_weights(config, precision)
     if config.num_layers - 1 in layers:
@@ -268,11 +286,18 @@ def prefill_peak(config: TransformerConfig, num_tokens: int, precision: Precisio
 
 
 def activation_bytes(
-    config: TransformerConfig, layers: range, tokens: Tokens, precision: Precision
+    config: TransformerConfig,
+    layers: range,
+    tokens: Tokens,
+    precision: Precision,
+    sharing: Sharing = ALONE,
 ) -> int:
-    """Peak bytes of a stage while it runs a block or the condition."""
+    """Peak bytes of a rank while it runs its tokens of a block or of the condition.
+
+    An upper bound under tensor parallelism, where a rank has only some of the widths in between.
+    """
     injects = any(layer in config.audio_inject_layers for layer in layers)
     return max(
-        layer_peak(config, tokens.block, precision, injects=injects),
-        prefill_peak(config, tokens.condition, precision),
+        layer_peak(config, sharing.tokens(tokens.block), precision, injects=injects),
+        prefill_peak(config, sharing.tokens(tokens.condition), precision),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +14,11 @@ from types import ModuleType
 import av
 import pytest
 
-from tests.e2e.command import arguments, describe, wait_for_frames
+from tests.e2e.command import ROOT, SCRIPT, arguments, describe, wait_for_frames
 
 Launch = Callable[..., subprocess.Popen[str]]
+
+KILLED = "sys.exit(run_launched(lambda: os.kill(os.getpid(), 9)))"
 
 
 def ranks_of(parent: int) -> list[int]:
@@ -42,29 +45,71 @@ def is_running(pid: int) -> bool:
     return state != "Z"
 
 
-def test_three_stages_and_a_media_rank_write_the_same_pictures(
+def assert_same_pictures(ours: Path, theirs: Path) -> None:
+    """Ranks have one thread each, so that sums may round in another order."""
+    assert describe(ours) == describe(theirs)
+    with av.open(str(ours)) as left, av.open(str(theirs)) as right:
+        for one, other in zip(left.decode(video=0), right.decode(video=0), strict=True):
+            assert abs(one.to_ndarray().astype(int) - other.to_ndarray()).mean() < 0.5
+
+
+@pytest.mark.parametrize(
+    ("ranks", "changed"),
+    [(3, {"enable_vae_parallel": True}), (2, {"tpp_mode": "False"})],
+    ids=["three stages", "sharded"],
+)
+def test_several_ranks_write_the_same_pictures(
+    ranks: int,
+    changed: dict[str, object],
     cli: ModuleType,
     tiny: Path,
     tmp_path: Path,
     finished: Path,
 ) -> None:
     save_file = tmp_path / "out.mp4"
+    options = {"num_gpus_dit": ranks, "ulysses_size": ranks, "enable_online_decode": True}
+    assert cli.main(arguments(tiny, save_file, **(options | changed))) == 0
+    assert_same_pictures(save_file, finished)
+    assert list(tmp_path.iterdir()) == [save_file]
+
+
+def test_torchrun_starts_the_command_once(tiny: Path, tmp_path: Path, finished: Path) -> None:
+    save_file = tmp_path / "out.mp4"
     command = arguments(
         tiny,
         save_file,
-        num_gpus_dit=3,
-        ulysses_size=3,
+        num_gpus_dit=2,
+        ulysses_size=2,
+        mesh="1x2x1",
         enable_vae_parallel=True,
         enable_online_decode=True,
     )
-    assert cli.main(command) == 0
-    assert describe(save_file) == describe(finished)
-    with av.open(str(save_file)) as ours, av.open(str(finished)) as theirs:
-        for left, right in zip(ours.decode(video=0), theirs.decode(video=0), strict=True):
-            # Ranks have one thread each, so that sums may round in another order.
-            difference = left.to_ndarray().astype(int) - right.to_ndarray()
-            assert abs(difference).mean() < 0.5
-    assert list(tmp_path.iterdir()) == [save_file]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "3"]
+    done = subprocess.run(
+        [sys.executable, *launcher, str(SCRIPT), *command],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("96 frames, 3.84 s") == 1
+    assert_same_pictures(save_file, finished)
+
+
+@pytest.mark.parametrize("ending", ["sys.exit(run_launched(lambda: 7))", KILLED])
+def test_launched_processes_end_as_the_first_of_them(ending: str) -> None:
+    code = f"import os, sys, time\nfrom inference.torchrun import run_launched\n{ending}"
+    launched = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env=os.environ | {"RANK": rank, "WORLD_SIZE": "2"},
+        )
+        for rank in ("1", "0")
+    ]
+    statuses = [process.wait(30) for process in launched]
+    assert statuses == ([1, -9] if ending == KILLED else [7, 7])
 
 
 @pytest.mark.parametrize("victim", [0, 1, 2])

@@ -268,3 +268,8 @@ def test_the_number_of_launched_ranks_is_read(stated: dict[str, str], ranks: int
 def test_a_number_of_ranks_that_is_none_is_one_line(stated: str) -> None:
     with pytest.raises(ConfigError, match=r"\AWORLD_SIZE: [^\n]*\Z"):
         launched_ranks({"WORLD_SIZE": stated})
+
+
+def test_ranks_on_several_machines_are_refused() -> None:
+    with pytest.raises(ConfigError, match="on one machine, got 8, 4 of them here"):
+        launched_ranks({"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"})
