@@ -22,6 +22,7 @@ from liveavatar.plan.tiers import TIERS
 from webui.auth import installation_key
 from webui.mounting import mount_page
 from webui.offers import ServedModel
+from webui.operator import operator_token
 from webui.options import accounts_of, read_options
 from webui.running import DrainingServer, listen
 from webui.server import Access, create_app
@@ -39,7 +40,9 @@ def run(options: argparse.Namespace) -> None:
         store = JobStore(options.database or sqlite_url(spool.root / "jobs.db"))
         stack.callback(store.close)
         supervisor = Supervisor(store, spool, model.group_maker(settings.tiers))
-        access = Access(accounts, frozenset(options.allow_host), set(), options.behind_proxy)
+        token = operator_token(spool.root)
+        hosts = frozenset(options.allow_host)
+        access = Access(accounts, hosts, set(), options.behind_proxy, token)
         offered = ServedModel(model.name, model.is_demo, model.is_random, model.plan)
         reader = MediaReader()
         stack.callback(reader.close)

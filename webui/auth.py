@@ -37,7 +37,8 @@ _MAX_FORM_BYTES = 4096
 _FAILURES_S = 60.0
 _MOST_FAILURES = 10  # of one sender in that time
 _MOST_FAILURES_IN_ALL = 200
-_USER_KEY = "liveavatar.user"
+USER_KEY = "liveavatar.user"
+"""Where the scope tells who is logged in."""
 
 router = APIRouter(include_in_schema=False)
 
@@ -152,16 +153,17 @@ class LoginGate:
             return
         path: str = scope["path"]
         is_open = path in OPEN_PATHS or path.startswith(self._open)
+        user = scope.get(USER_KEY) or user
         if user is None and not is_open:
             await _ask_to_log_in(request)(scope, receive, send)
             return
-        scope[_USER_KEY] = user
+        scope[USER_KEY] = user
         await self._app(scope, receive, send)
 
 
 def is_admin(request: Request) -> bool:
     """Whether the reader is the operator: logged in, where logging in is asked for."""
-    return request.scope.get(_USER_KEY) is not None
+    return request.scope.get(USER_KEY) is not None
 
 
 def read_accounts(text: str, source: str, key: bytes) -> Accounts:

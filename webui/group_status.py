@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 
 from liveavatar.jobs.job import JobState
 from liveavatar.jobs.store import JobStore
-from webui.schemas import GroupView
+from webui.schemas import CeilingView, GroupView
 
 _SILENT_AFTER_S = 15.0
 
@@ -17,11 +18,17 @@ def group_view(store: JobStore, *, admin: bool) -> GroupView:
     A supervisor that has not said anything for a while is taken to be stopped.
     """
     queue_length = store.counts()[JobState.QUEUED]
+    found = store.ceiling()
+    ceiling = None if found is None else CeilingView(**asdict(found))
     workers = store.read_workers()
     if not workers or time.time() - workers[0].updated_at > _SILENT_AFTER_S:
         message = "the worker group does not answer" if workers else ""
         return GroupView(
-            state="stopped", load_percent=0, message=message, queue_length=queue_length
+            state="stopped",
+            load_percent=0,
+            message=message,
+            queue_length=queue_length,
+            ceiling=ceiling,
         )
     said = workers[0].document
     view = GroupView(
@@ -29,6 +36,7 @@ def group_view(store: JobStore, *, admin: bool) -> GroupView:
         load_percent=said["load_percent"],
         message=said["message"] if admin or said["state"] == "loading" else "",
         queue_length=queue_length,
+        ceiling=ceiling,
     )
     if admin:
         view.ranks, view.errors = said["ranks"], said["errors"]

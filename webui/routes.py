@@ -11,7 +11,9 @@ from anyio import to_thread
 from fastapi import APIRouter, Depends, Request, Response
 
 from webui.auth import is_admin
+from webui.operator import require_operator
 from webui.schemas import (
+    CeilingWish,
     ConfigView,
     ErrorAnswer,
     GroupView,
@@ -158,6 +160,20 @@ async def delete(job_id: str, service: ServiceOf) -> None:
 async def group(service: ServiceOf, admin: Admin) -> GroupView:
     """The worker group; ranks, jobs and errors only for the operator."""
     return await in_thread(lambda: service.group_view(admin=admin))
+
+
+@router.post("/api/group/ceiling", responses=_REFUSALS, dependencies=[Depends(require_operator)])
+async def lower(wish: CeilingWish, service: ServiceOf) -> GroupView:
+    """Make no tier larger than this one from the next job on; without a tier, go one down."""
+    await in_thread(service.lower, wish.tier, wish.reason)
+    return await in_thread(lambda: service.group_view(admin=True))
+
+
+@router.delete("/api/group/ceiling", responses=_REFUSALS, dependencies=[Depends(require_operator)])
+async def lift(service: ServiceOf) -> GroupView:
+    """Make every tier again."""
+    await in_thread(service.lift)
+    return await in_thread(lambda: service.group_view(admin=True))
 
 
 @router.get("/s/{token}/job", responses=_REFUSALS)

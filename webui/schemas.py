@@ -178,6 +178,21 @@ class ConfigView(BaseModel):
     languages: list[str]
 
 
+class CeilingView(BaseModel):
+    """The largest tier that is made for now."""
+
+    tier: str
+    reason: str
+    since: float
+
+
+class CeilingWish(BaseModel):
+    """What an operator asks for."""
+
+    tier: str | None = Field(None, description="null for one below the largest that is made now")
+    reason: str = Field("the operator asked for it", min_length=1, max_length=200)
+
+
 class GroupView(BaseModel):
     """The worker group. Ranks, jobs and errors only for the operator."""
 
@@ -187,6 +202,7 @@ class GroupView(BaseModel):
     load_percent: int
     message: str
     queue_length: int
+    ceiling: CeilingView | None = Field(None, description="null when every tier is made")
     ranks: list[dict[str, Any]] | None = None
     jobs: list[JobView] | None = None
     errors: list[dict[str, Any]] | None = None

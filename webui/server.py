@@ -22,6 +22,7 @@ from webui.gradio_uploads import KEPT_S, sweep
 from webui.guard import Guard, GuardSettings
 from webui.live import LiveStreams
 from webui.mounting import gradio_folder
+from webui.operator import TokenGate
 from webui.schemas import ErrorAnswer, ErrorBody, describe, status_of
 from webui.service import VERSION, Service
 from webui.static_files import HashedFiles
@@ -45,12 +46,14 @@ class Access:
         hosts: names under which the server may be asked for, beside addresses and localhost.
         public_hosts: names of tunnels that lead here over https; may change while it runs.
         trusts_proxy: believe the X-Forwarded-* headers of a proxy.
+        token: makes who sends it the operator; None where there is none.
     """
 
     accounts: Accounts | None = None
     hosts: frozenset[str] = frozenset()
     public_hosts: set[str] = field(default_factory=set)
     trusts_proxy: bool = False
+    token: str | None = None
 
 
 def create_app(
@@ -122,6 +125,8 @@ def _close(app: FastAPI, service: Service, access: Access) -> None:
         is_open = service.settings.features.open_share_links
         prefixes = ("/s/", "/static/") if is_open else ()
         app.add_middleware(LoginGate, accounts=access.accounts, open_prefixes=prefixes)
+    if access.token is not None:
+        app.add_middleware(TokenGate, token=access.token)
     limits = service.settings.limits
     app.add_middleware(
         Throttle,

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from liveavatar.config import SamplingConfig
 from liveavatar.errors import LiveAvatarError, RequestError
+from liveavatar.jobs.ceiling import one_lower
 from liveavatar.jobs.job import Job, JobSpec
 from liveavatar.jobs.spool import Spool, settled_name
 from liveavatar.jobs.store import JobStore, new_job_id
@@ -211,6 +212,24 @@ class Service:
             open_jobs = [job for job in self.store.list_jobs(limit=500) if not job.state.has_ended]
             view.jobs = [self.job_view(job) for job in reversed(open_jobs)]
         return view
+
+    def lower(self, tier: str | None, reason: str) -> None:
+        """Make no tier larger than this from the next job on; None for one below what is made now.
+
+        Raises:
+            RequestError: the tier is not offered.
+        """
+        tiers = self.settings.tiers
+        names = [known.name for known in tiers]
+        if tier is not None and tier not in names:
+            raise RequestError(f"tier: expected {' or '.join(names)}, got {tier[:40]!r}")
+        self.store.set_ceiling(
+            tier or one_lower(tiers, self.store.ceiling()), " ".join(reason.split())
+        )
+
+    def lift(self) -> None:
+        """Make every tier again."""
+        self.store.set_ceiling(None, "")
 
     def _require_service(self, owner: str) -> None:
         """Refuse early what would be refused anyway, before files are decoded."""

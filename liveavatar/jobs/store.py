@@ -18,6 +18,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from liveavatar.errors import JobError, QueueFullError, UnknownJobError
+from liveavatar.jobs.ceiling import Ceiling, read_ceiling, write_ceiling
 from liveavatar.jobs.changes import change, give_back, holds, lost
 from liveavatar.jobs.job import Claim, Job, JobSpec, JobState, check_change
 from liveavatar.jobs.rows import columns_of, job_of
@@ -378,6 +379,16 @@ class JobStore:
                 WorkerState(row.worker, row.updated_at, row.document)
                 for row in connection.execute(query)
             ]
+
+    def set_ceiling(self, tier: str | None, reason: str) -> None:
+        """Make no tier larger than `tier` from the next job on; None lifts that."""
+        with self._engine.begin() as connection:
+            write_ceiling(connection, tier, reason)
+
+    def ceiling(self) -> Ceiling | None:
+        """The largest tier that is made; None when every one is."""
+        with self._reading.connect() as connection:
+            return read_ceiling(connection)
 
     def _require_room(self, connection: sa.Connection, owner: str, limits: QueueLimits) -> None:
         open_states = [state.value for state in JobState if not state.has_ended]

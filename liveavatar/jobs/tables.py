@@ -51,6 +51,15 @@ WORKERS = sa.Table(
     sa.Column("document", sa.JSON, nullable=False),
 )
 
+CEILINGS = sa.Table(
+    "ceilings",
+    METADATA,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("tier", sa.String(40), nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("since", sa.Float(53), nullable=False),
+)
+
 _SQLITE_SETTINGS = (
     "PRAGMA journal_mode=WAL",
     "PRAGMA synchronous=FULL",  # what a user was told is queued survives a power cut

@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 
 from liveavatar.errors import JobError, LeaseLostError, QueueFullError, UnknownJobError
+from liveavatar.jobs.ceiling import Ceiling, one_lower
 from liveavatar.jobs.job import MAX_TRIES, Claim, Job, JobState
-from liveavatar.jobs.store import JobStore, QueueLimits, TierSpeed, new_job_id
+from liveavatar.jobs.store import JobStore, QueueLimits, TierSpeed, new_job_id, sqlite_url
+from liveavatar.plan.tiers import TIERS
 from tests.unit.job_material import LIMITS, new_store, spec
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -331,3 +333,29 @@ def test_what_was_submitted_survives_a_killed_process(tmp_path: Path) -> None:
 def test_a_database_that_cannot_be_opened_is_refused_in_one_line(url: str) -> None:
     with pytest.raises(JobError, match=r"^(database: expected a URL|the job database cannot)"):
         JobStore(url)
+
+
+# --- the ceiling of tiers ------------------------------------------------------------------------
+
+
+def test_a_ceiling_is_kept_replaced_and_lifted(store: JobStore, tmp_path: Path) -> None:
+    assert store.ceiling() is None
+    store.set_ceiling("balanced", "gpu 3 is full")
+    store.set_ceiling("fast", "gpu 3 is still full")
+    reopened = JobStore(sqlite_url(tmp_path / "jobs.db"))
+    found = reopened.ceiling()
+    assert found is not None
+    assert (found.tier, found.reason) == ("fast", "gpu 3 is still full")
+    assert abs(found.since - time.time()) < 60
+    reopened.set_ceiling(None, "")
+    reopened.close()
+    assert store.ceiling() is None
+
+
+def test_tiers_are_lowered_by_their_area_one_at_a_time() -> None:
+    assert one_lower(TIERS, None) == "balanced"
+    assert one_lower(TIERS[::-1], Ceiling("balanced", "", 0.0)) == "fast"
+    assert one_lower(TIERS, Ceiling("fast", "", 0.0)) == "fast"
+    assert one_lower(TIERS, Ceiling("gone from the settings", "", 0.0)) == "balanced"
+    with pytest.raises(JobError, match="there are no tiers"):
+        one_lower((), None)

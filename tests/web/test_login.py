@@ -11,8 +11,10 @@ import httpx
 import pytest
 
 from liveavatar.errors import ConfigError
+from liveavatar.plan.tiers import TIERS
 from tests.web.live_server import SETTINGS, Installation, serve, submit, wait_for_state
 from webui.auth import Accounts, installation_key, read_accounts
+from webui.operator import operator_token
 from webui.server import Access
 from webui.settings import Features
 
@@ -136,3 +138,36 @@ def test_the_key_of_an_installation_stays_and_is_private(tmp_path: Path) -> None
     assert len(key) == 32
     assert installation_key(tmp_path) == key
     assert (tmp_path / "secret.key").stat().st_mode & 0o077 == 0
+
+
+# --- the operator's token ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("known", [None, accounts()], ids=["open", "login"])
+def test_the_operator_lowers_the_tier_and_lifts_it_again(
+    tmp_path: Path, known: Accounts | None
+) -> None:
+    token = operator_token(tmp_path)
+    assert token == operator_token(tmp_path)
+    assert (tmp_path / "operator.token").stat().st_mode & 0o077 == 0
+    settings = replace(SETTINGS, tiers=TIERS)
+    installation = Installation(tmp_path, settings=settings, access=Access(known, token=token))
+    with serve(installation) as address, httpx.Client(base_url=address, timeout=30) as client:
+        path, right = "/api/group/ceiling", {"Authorization": f"Bearer {token}"}
+        for headers in ({}, {"Authorization": f"Bearer {token}x"}, {"Authorization": "Bearer é"}):
+            encoded = {name: value.encode() for name, value in headers.items()}
+            refused = client.post(path, json={}, headers=encoded)
+            assert refused.status_code == (403 if known is None else 401)
+            assert client.delete(path, headers=encoded).status_code == refused.status_code
+        steps = [client.post(path, json={"reason": "a\ntest"}, headers=right) for _ in range(3)]
+        ceilings = [answer.json()["ceiling"] for answer in steps]
+        assert [ceiling["tier"] for ceiling in ceilings] == ["balanced", "fast", "fast"]
+        assert ceilings[0]["reason"] == "a test"
+        named = client.post(path, json={"tier": "high"}, headers=right).json()["ceiling"]
+        assert named["tier"] == "high"
+        wrong = client.post(path, json={"tier": "huge"}, headers=right)
+        assert wrong.json()["error"]["message"] == (
+            "tier: expected fast or balanced or high, got 'huge'"
+        )
+        assert client.get("/api/group", headers=right).json()["ceiling"] == named
+        assert client.delete(path, headers=right).json()["ceiling"] is None
