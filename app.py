@@ -63,8 +63,14 @@ def run(options: argparse.Namespace) -> None:
             service.taking_jobs = False
             supervisor.drain()
 
-        drain_s = settings.limits.drain_seconds
-        DrainingServer(app, begin_drain, lambda: not supervisor.is_alive, drain_s).run([listener])
+        server = DrainingServer(
+            app,
+            begin_drain,
+            is_drained=lambda: not supervisor.is_alive,
+            drain_s=settings.limits.drain_seconds,
+            end_streams=app.state.streams.close,
+        )
+        server.run([listener])
 
 
 def _choose(options: argparse.Namespace) -> tuple[Served, ServerSettings]:

@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from anyio import to_thread
 
-from liveavatar.errors import LiveAvatarError
+from liveavatar.errors import LiveAvatarError, MediaError
 from liveavatar.jobs.spool import Spool
 from liveavatar.jobs.store import JobStore
 from liveavatar.media.live_file import complete_length
@@ -24,6 +24,7 @@ from liveavatar.media.live_file import complete_length
 _LOOK_EVERY_S = 0.02
 _ASK_EVERY_S = 0.25
 _READ_BYTES = 1 << 16
+_READ_AT_ONCE_BYTES = 1 << 22
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,12 @@ class _Watch:
         self._changed = asyncio.Condition()
         self._asked_at = 0.0
 
+    async def end(self) -> None:
+        """Nothing more is looked for."""
+        async with self._changed:
+            self.ended = True
+            self._changed.notify_all()
+
     async def wait_beyond(self, position: int) -> int:
         """Wait until the file reaches beyond `position` or nothing more comes; its length then."""
         async with self._changed:
@@ -70,7 +77,7 @@ class _Watch:
                 length, ended = await to_thread.run_sync(self._look)
                 if length != self.length or ended:
                     async with self._changed:
-                        self.length, self.ended = length, ended
+                        self.length, self.ended = length, ended or self.ended
                         self._changed.notify_all()
                 if not ended:
                     await asyncio.sleep(_LOOK_EVERY_S)
@@ -79,9 +86,7 @@ class _Watch:
                 "job %s: its live video is not followed any more: %s", self._job_id, error
             )
         finally:
-            async with self._changed:
-                self.ended = True
-                self._changed.notify_all()
+            await self.end()
 
     def close(self) -> None:
         """Stop looking and close the file."""
@@ -130,12 +135,13 @@ class LiveStreams:
         self._store = store
         self._spool = spool
         self._watches: dict[tuple[str, int], _Watch] = {}
+        self._closing = False
 
     async def follow(self, job_id: str, take: int, start: int) -> AsyncIterator[bytes]:
         """Yield the bytes of a job's growing file from `start` on, until the job ends.
 
         Only whole segments are given out. It goes on when the job is interrupted and resumed, and
-        ends when the job begins anew in another file.
+        ends when the job begins anew in another file or the server is stopped.
 
         Args:
             job_id: a job that exists.
@@ -146,9 +152,9 @@ class LiveStreams:
         watch = self._join(key)
         try:
             position = start
-            while True:
+            while not self._closing:
                 length = await watch.wait_beyond(position)
-                while position < length:
+                while position < length and not self._closing:
                     size = min(_READ_BYTES, length - position)
                     chunk = await to_thread.run_sync(watch.read, position, size)
                     if not chunk:
@@ -159,6 +165,23 @@ class LiveStreams:
                     return
         finally:
             self._leave(key, watch)
+
+    def read(self, job_id: str, start: int) -> bytes:
+        """What there is of a job's growing file from a byte on: whole segments, but a limit."""
+        path = self._spool.job(job_id).live
+        try:
+            length = complete_length(path)
+            with path.open("rb") as file:
+                file.seek(start)
+                return file.read(max(0, min(length - start, _READ_AT_ONCE_BYTES)))
+        except (MediaError, FileNotFoundError):  # not begun yet
+            return b""
+
+    async def close(self) -> None:
+        """Let all viewers go after what they are being sent; they ask again elsewhere."""
+        self._closing = True
+        for watch in list(self._watches.values()):
+            await watch.end()
 
     @property
     def num_viewers(self) -> int:

@@ -22,6 +22,7 @@ _KEPT = {"Cache-Control": "private, max-age=3600"}
 
 From = Annotated[int, Query(alias="from", ge=0, description="byte to begin with")]
 Attempt = Annotated[int | None, Query(ge=1, description="refuse any other attempt at the job")]
+Follow = Annotated[bool, Query(description="false: what there is now, a few megabytes at most")]
 Download = Annotated[bool, Query(description="save under the video's title")]
 
 
@@ -33,9 +34,11 @@ async def live(
     service: ServiceOf,
     start: From = 0,
     attempt: Attempt = None,
+    follow: Follow = True,
 ) -> Response:
     """The growing video from a byte on, until the job ends: fragmented MP4, whole segments."""
-    return _live(request, await in_thread(service.job, job_id), start, attempt)
+    job = await in_thread(service.job, job_id)
+    return await _live(request, job, start, attempt, follow=follow)
 
 
 @router.get("/media/{job_id}.mp4", response_class=FileResponse)
@@ -62,9 +65,11 @@ async def shared_live(
     service: ServiceOf,
     start: From = 0,
     attempt: Attempt = None,
+    follow: Follow = True,
 ) -> Response:
     """As `/live`, for whoever has the link."""
-    return _live(request, await in_thread(service.shared_job, token), start, attempt)
+    job = await in_thread(service.shared_job, token)
+    return await _live(request, job, start, attempt, follow=follow)
 
 
 @router.get("/s/{token}/video.mp4", response_class=FileResponse)
@@ -85,7 +90,9 @@ async def shared_thumbnail(token: str, service: ServiceOf) -> Response:
     return _picture(service.spool.job(job.id).thumbnail)
 
 
-def _live(request: Request, job: Job, start: int, attempt: int | None) -> Response:
+async def _live(
+    request: Request, job: Job, start: int, attempt: int | None, *, follow: bool
+) -> Response:
     current = max(1, job.take)
     if attempt is not None and attempt != current:
         raise RefusalError(409, f"the video was begun anew, {current} times; begin at byte 0")
@@ -97,6 +104,9 @@ def _live(request: Request, job: Job, start: int, attempt: int | None) -> Respon
     if request.method == "HEAD":
         return Response(media_type="video/mp4", headers=headers)
     streams: LiveStreams = request.app.state.streams
+    if not follow:
+        content = await in_thread(streams.read, job.id, start)
+        return Response(content, media_type="video/mp4", headers=headers)
     bytes_of = streams.follow(job.id, job.take, start)
     return StreamingResponse(bytes_of, media_type="video/mp4", headers=headers)
 

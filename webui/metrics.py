@@ -24,6 +24,8 @@ _RANK_GAUGES = (
     ("peak_bytes", "liveavatar_rank_peak_memory_bytes", "The most memory that a rank held"),
     ("memory_limit_bytes", "liveavatar_rank_memory_limit_bytes", "Memory that it may hold"),
     ("busy_share", "liveavatar_rank_busy_share", "Share of the last second in which it worked"),
+    ("temperature_c", "liveavatar_rank_temperature_celsius", "Temperature of its GPU"),
+    ("gpu_busy_share", "liveavatar_rank_gpu_busy_share", "Share of time in which its GPU ran"),
 )
 
 
@@ -89,5 +91,6 @@ def _rank_gauges(group: GroupView) -> Iterator[Metric]:
     for key, name, text in _RANK_GAUGES:
         gauge = GaugeMetricFamily(name, text, labels=list(_RANK))
         for rank in ranks:
-            gauge.add_metric([str(rank[label]) for label in _RANK], rank[key])
+            if rank[key] is not None:
+                gauge.add_metric([str(rank[label]) for label in _RANK], rank[key])
         yield gauge

@@ -12,7 +12,7 @@ from liveavatar.media.portrait import fit_size
 from liveavatar.plan.layout import GIB, LayoutPlan
 from liveavatar.plan.tiers import Tier
 from liveavatar.request import SizeOption
-from webui.schemas import TierDefaults, TierView
+from webui.schemas import TierCost, TierDefaults, TierView
 from webui.settings import ServerSettings
 
 _TYPICAL_PORTRAIT_HW = (1920, 1080)
@@ -64,7 +64,7 @@ class Offers:
         self.model = model
         self._tiers = {tier.name: tier for tier in settings.tiers}
         self._custom = settings.features.custom_tier
-        self._plans = {tier.name: self._typical_plan(tier) for tier in settings.tiers}
+        self._costs = {tier.name: self.cost(tier) for tier in settings.tiers}
 
     def resolve(self, choice: Choice) -> Tier:
         """Return the tier with what was asked for in its place.
@@ -106,21 +106,30 @@ class Offers:
             if not plan.fits:
                 raise RequestError(f"tier: {tier.name} {plan.verdict}")
 
+    def cost(self, tier: Tier, portrait_hw: tuple[int, int] = _TYPICAL_PORTRAIT_HW) -> TierCost:
+        """What a video of this portrait costs; without one, of an upright picture."""
+        if self.model.plan is None:
+            return TierCost(fits=True, reason="", memory_gib=None, available_gib=None)
+        plan = self.model.plan(fit_size(portrait_hw, tier.size.area), tier.sampling)
+        return TierCost(
+            fits=plan.fits,
+            reason=plan.verdict,
+            memory_gib=round(plan.chosen.largest / GIB, 2),
+            available_gib=round(plan.machine.memory_bytes / GIB, 2),
+        )
+
     def views(self, store: JobStore) -> list[TierView]:
         """All tiers for the page, with speeds measured lately."""
         return [self._view(tier, store) for tier in self._tiers.values()]
 
     def _view(self, tier: Tier, store: JobStore) -> TierView:
-        plan, speed = self._plans[tier.name], store.tier_speed(tier.name)
+        speed = store.tier_speed(tier.name)
         return TierView(
+            **self._costs[tier.name].model_dump(),
             name=tier.name,
             size=str(tier.size),
             width=tier.size.width,
             height=tier.size.height,
-            fits=plan is None or plan.fits,
-            reason="" if plan is None else plan.verdict,
-            memory_gib=None if plan is None else round(plan.chosen.largest / GIB, 2),
-            available_gib=None if plan is None else round(plan.machine.memory_bytes / GIB, 2),
             first_frame_s=speed.first_frame_s,
             fps=speed.fps,
             defaults=TierDefaults(
@@ -130,8 +139,3 @@ class Offers:
                 online_decode=tier.sampling.online_decode,
             ),
         )
-
-    def _typical_plan(self, tier: Tier) -> LayoutPlan | None:
-        if self.model.plan is None:
-            return None
-        return self.model.plan(fit_size(_TYPICAL_PORTRAIT_HW, tier.size.area), tier.sampling)

@@ -19,7 +19,7 @@ import gradio as gr
 from webui.api import add_endpoints
 from webui.page_handlers import EXAMPLES, PageHandlers, read_original_files
 from webui.service import Service
-from webui.tier_texts import LANGUAGES, tier_choices
+from webui.tier_texts import LANGUAGES
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _FONTS = ("system-ui", "sans-serif")  # the style sheet has the whole list
@@ -39,7 +39,7 @@ def build_page(service: Service) -> gr.Blocks:
         _template("header")
         with gr.Row(elem_id="la-work"):
             with gr.Column(elem_id="la-form"):
-                _build_form(PageHandlers(service), service)
+                _build_form(PageHandlers(service))
             with gr.Column(elem_id="la-view"):
                 _template("stage")
                 _template("panels")
@@ -47,7 +47,7 @@ def build_page(service: Service) -> gr.Blocks:
     return page
 
 
-def _build_form(handlers: PageHandlers, service: Service) -> None:
+def _build_form(handlers: PageHandlers) -> None:
     _markup('<p class="la-label" data-text="examples">Start from an example</p>')
     with gr.Row(elem_id="la-examples"):
         examples = [gr.Button(name, elem_id=f"la-example-{name}") for name in EXAMPLES]
@@ -63,20 +63,26 @@ def _build_form(handlers: PageHandlers, service: Service) -> None:
         prompt = gr.Textbox(label="Scene", lines=2, max_lines=6, elem_id="la-prompt")
         _markup('<p class="la-count" id="la-count" role="status"></p>')
     with _field("tier"):
-        tiers = tier_choices(service.config_view().tiers, LANGUAGES[0])
+        tiers = handlers.tier_choices(LANGUAGES[0])
         tier = gr.Dropdown(
             label="Quality", choices=tiers, value=tiers[0][1], elem_id="la-tier", filterable=False
         )
         _markup('<div class="la-cost" id="la-cost"></div>')
-    with gr.Accordion("Advanced", open=False, elem_id="la-advanced"):
-        advanced = _build_advanced()
+    with gr.Group(elem_id="la-advanced", elem_classes="la-field"):
+        # Not an Accordion: that one closes at every answer of a handler.
+        _template("fold")
+        texts, online = _build_advanced(online_decode=handlers.choose(tiers[0][1])[1])
     with _field("form"), gr.Row(elem_id="la-buttons"):
         generate = gr.Button("Generate", variant="primary", elem_id="la-generate")
         gr.Button("Cancel", elem_id="la-cancel")
-    fields = [portrait, speech, prompt, tier, *advanced]
-    generate.click(handlers.submit, fields, _answer("submitted"), **_ONCE)
-    for field in (portrait, speech, tier):
-        field.change(handlers.inspect, fields[:6], _answer("inspected"), **_ONCE)
+    key = gr.Textbox(elem_id="la-key", elem_classes="la-hidden", show_label=False)
+    fields = [portrait, speech, prompt, tier, *texts[:4], online, *texts[4:]]
+    generate.click(handlers.submit, [*fields, key], _answer("submitted"), **_ONCE)
+    tier.change(handlers.choose, tier, [_answer("chosen"), online], **_ONCE)
+    changes = [portrait.change, speech.change, tier.change, online.input]
+    inspected = _answer("inspected")
+    for tell in (*changes, *(text.blur for text in texts)):
+        tell(handlers.inspect, fields, inspected, **_ONCE)
     for example, name in zip(examples, EXAMPLES, strict=True):
         example.click(handlers.example(name), None, [portrait, speech, prompt], **_ONCE)
     for language in LANGUAGES:  # pressed by the modules
@@ -85,17 +91,19 @@ def _build_form(handlers: PageHandlers, service: Service) -> None:
         )
 
 
-def _build_advanced() -> list[gr.components.Component]:
-    """Fields whose emptiness means: as the tier has it."""
-    with gr.Row():
+def _build_advanced(*, online_decode: bool) -> tuple[list[gr.Textbox], gr.Checkbox]:
+    """Fields whose emptiness means: as the tier has it; and when to decode."""
+    with gr.Column(elem_id="la-advanced-fields"):
         clips = gr.Textbox(label="Clips", elem_id="la-num_clip", max_lines=1)
         frames = gr.Textbox(label="Frames per clip", elem_id="la-infer_frames", max_lines=1)
         steps = gr.Textbox(label="Denoise steps", elem_id="la-sample_steps", max_lines=1)
         seed = gr.Textbox(label="Seed", elem_id="la-seed", max_lines=1)
-    size = gr.Textbox(label="Size", elem_id="la-size", max_lines=1)
-    online = gr.Checkbox(True, label="Decode while generating", elem_id="la-online_decode")
-    _notes("advanced")
-    return [clips, frames, steps, seed, online, size]
+        size = gr.Textbox(label="Size", elem_id="la-size", max_lines=1)
+        online = gr.Checkbox(
+            online_decode, label="Decode while generating", elem_id="la-online_decode"
+        )
+        _notes("advanced")
+    return [clips, frames, steps, seed, size], online
 
 
 def _template(name: str) -> None:

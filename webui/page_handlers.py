@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import html
 import json
 import secrets
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,8 @@ from pydantic import BaseModel
 
 from liveavatar.errors import LiveAvatarError
 from webui.api import caller
-from webui.schemas import ErrorAnswer, InspectView, describe
+from webui.offers import CUSTOM
+from webui.schemas import ErrorsAnswer, InspectView, describe
 from webui.service import Service
 from webui.submission import Submission
 from webui.tier_texts import tier_choices
@@ -59,8 +63,13 @@ class PageHandlers:
         seed: str,
         online_decode: bool,
         size: str,
+        key: str,
     ) -> str:
-        """Queue a job; answers with the job, or with the refusal."""
+        """Queue a job; answers with the job, or with everything that is wrong.
+
+        A form that comes twice under one key, by a double click or because the first answer was
+        lost, makes one job.
+        """
         form = Submission(
             portrait=_path(portrait),
             speech=_path(speech),
@@ -71,15 +80,19 @@ class PageHandlers:
             sample_steps=sample_steps,
             seed=seed,
             online_decode=online_decode,
-            size=size or "",
+            size=_size_of(tier, size),
         )
+        if missing := form.missing():
+            return _answer(ErrorsAnswer(errors=[describe(error) for error in missing]))
+        if key:
+            form = replace(form, idempotency_key=_digest(form, key))
         try:
             job = self._service.submit(form, caller(request))
         except LiveAvatarError as error:
-            return _answer(ErrorAnswer(error=describe(error)))
+            return _answer(ErrorsAnswer(errors=[describe(error)]))
         return _answer(self._service.job_view(job))
 
-    def inspect(
+    def inspect(  # noqa: PLR0913  one parameter for every field of the form
         self,
         portrait: str | None,
         speech: str | None,
@@ -87,8 +100,17 @@ class PageHandlers:
         tier: str,
         num_clip: str,
         infer_frames: str,
+        sample_steps: str,
+        seed: str,
+        online_decode: bool,
+        size: str,
     ) -> str:
-        """Answer with what is to be said about the inputs so far."""
+        """Answer with what is to be said about the inputs so far.
+
+        Inspections run side by side: the page takes no answer to an earlier question than the one
+        it had.
+        """
+        asked_at = time.time()
         form = Submission(
             portrait=_path(portrait),
             speech=_path(speech),
@@ -96,11 +118,22 @@ class PageHandlers:
             tier=tier or "",
             num_clip=num_clip,
             infer_frames=infer_frames,
+            sample_steps=sample_steps,
+            seed=seed,
+            online_decode=online_decode,
+            size=_size_of(tier, size),
         )
         try:
-            return _answer(self._service.inspect(form), tier=tier)
+            view = self._service.inspect(form)
         except LiveAvatarError as error:
-            return _answer(InspectView(notes=[], errors=[describe(error)]), tier=tier)
+            view = InspectView(notes=[], errors=[describe(error)])
+        return _answer(view, tier=tier, asked_at=asked_at)
+
+    def choose(self, tier: str) -> tuple[str, bool]:
+        """Answer with the tier, and when it decodes as long as nobody says otherwise."""
+        defaults = {known.name: known.sampling for known in self._service.settings.tiers}
+        sampling = defaults.get(tier) or next(iter(defaults.values()))
+        return _answer(TierName(tier=tier)), sampling.online_decode
 
     def example(self, name: str) -> Callable[[], tuple[str, str, str]]:
         """A handler that fills portrait, speech and prompt."""
@@ -114,14 +147,34 @@ class PageHandlers:
 
     def tiers(self, language: str) -> Callable[[], Any]:
         """A handler that says the tiers in a language, with what was measured lately."""
-        offered = self._service.config_view
-        return lambda: gr.Dropdown(choices=tier_choices(offered().tiers, language))
+        return lambda: gr.Dropdown(choices=self.tier_choices(language))
+
+    def tier_choices(self, language: str) -> list[tuple[str, str]]:
+        """Labels and values of the tiers."""
+        offered = self._service.config_view()
+        return tier_choices(offered.tiers, language, custom=offered.features["custom_tier"])
 
 
-def _answer(view: BaseModel, **more: str) -> str:
+class TierName(BaseModel):
+    """Which tier was chosen."""
+
+    tier: str
+
+
+def _digest(form: Submission, key: str) -> str:
+    """A key of this form, so that what was changed before it was sent again is another video."""
+    return hashlib.sha256(f"{key} {form}".encode()).hexdigest()
+
+
+def _answer(view: BaseModel, **more: str | float) -> str:
     """A view in markup; never twice the same, so that the page notices each."""
     text = json.dumps({**view.model_dump(), **more})
     return f'<data value="{html.escape(text)}" data-serial="{secrets.token_hex(4)}"></data>'
+
+
+def _size_of(tier: str, size: str) -> str:
+    """What was typed as a size; the field is in sight only with the tier that it belongs to."""
+    return size or "" if tier == CUSTOM else ""
 
 
 def _path(name: str | None) -> Path | None:

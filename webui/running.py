@@ -6,7 +6,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from types import FrameType
 
 import uvicorn
@@ -46,6 +46,7 @@ class DrainingServer(uvicorn.Server):
         begin_drain: lets nothing new begin; returns at once.
         is_drained: whether all that had begun is done.
         drain_s: how long that may take, seconds.
+        end_streams: lets answers end that would go on, once the server stops.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class DrainingServer(uvicorn.Server):
         begin_drain: Callable[[], None],
         is_drained: Callable[[], bool],
         drain_s: float,
+        end_streams: Callable[[], Awaitable[None]],
     ) -> None:
         # Our own guard decides about the headers of proxies; access logs would hold share links.
         config = uvicorn.Config(
@@ -68,7 +70,13 @@ class DrainingServer(uvicorn.Server):
         self._begin_drain = begin_drain
         self._is_drained = is_drained
         self._drain_s = drain_s
+        self._end_streams = end_streams
         self._draining = False
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close all connections, those of viewers at the end of a segment."""
+        await self._end_streams()
+        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take a signal to end; called between two instructions of the main thread."""

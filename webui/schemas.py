@@ -49,6 +49,12 @@ class ErrorAnswer(BaseModel):
     error: ErrorBody
 
 
+class ErrorsAnswer(BaseModel):
+    """A refusal on the page, which shows everything that is wrong at once."""
+
+    errors: list[ErrorBody]
+
+
 class NoteView(BaseModel):
     """A finding about an input that does not stop the work."""
 
@@ -70,6 +76,15 @@ class SpeechFacts(BaseModel):
     duration_s: float
 
 
+class TierCost(BaseModel):
+    """Memory that a video takes on this machine; null where nothing is planned."""
+
+    fits: bool
+    reason: str = Field(description="why it does or does not fit")
+    memory_gib: float | None = Field(description="need of the fullest device, null when unknown")
+    available_gib: float | None
+
+
 class InspectView(BaseModel):
     """What would be said about these inputs."""
 
@@ -77,6 +92,7 @@ class InspectView(BaseModel):
     errors: list[ErrorBody]
     portrait: PortraitFacts | None = None
     speech: SpeechFacts | None = None
+    cost: TierCost | None = None
 
 
 class JobView(BaseModel):
@@ -143,17 +159,13 @@ class TierDefaults(BaseModel):
     online_decode: bool
 
 
-class TierView(BaseModel):
+class TierView(TierCost):
     """A resolution tier and what it costs on this machine."""
 
     name: str
     size: str = Field(description='area as "W*H"; the portrait sets the shape')
     width: int
     height: int
-    fits: bool
-    reason: str
-    memory_gib: float | None = Field(description="of the fullest device")
-    available_gib: float | None
     first_frame_s: float | None = Field(description="measured lately, null without a measurement")
     fps: float | None
     defaults: TierDefaults

@@ -113,6 +113,7 @@ class Service:
         tier: Tier | None = None
         with _collected(view):
             tier = self.offers.resolve(form.choice())
+            view.cost = self.offers.cost(tier)
         if form.prompt:
             with _collected(view):
                 view.notes += _views(prompt_notes(self._prompt(form.prompt)))
@@ -142,22 +143,19 @@ class Service:
             return known
         self._require_service(owner)
         tier = self.offers.resolve(form.choice())
+        portrait_path, speech_path = form.files()
         prompt = self._prompt(form.prompt)
-        if form.portrait is None:
-            raise RequestError("portrait: no file was given; choose a picture")
-        if form.speech is None:
-            raise RequestError("speech: no file was given; choose a sound file or record one")
         limits = self.settings.limits
         with self._room_for_ingest():
-            portrait = self._reader.portrait(form.portrait, limits.portrait)
-            speech = self._reader.speech(form.speech, limits.speech)
+            portrait = self._reader.portrait(portrait_path, limits.portrait)
+            speech = self._reader.speech(speech_path, limits.speech)
         folder = self.spool.new_upload()
         try:
-            names = settled_name("portrait", form.portrait), settled_name("speech", form.speech)
+            names = settled_name("portrait", portrait_path), settled_name("speech", speech_path)
             inputs = _Inputs(prompt, portrait, speech)
             spec = self._spec(form, owner, tier, inputs, names)
-            shutil.copyfile(form.portrait, folder / spec.portrait_name)
-            shutil.copyfile(form.speech, folder / spec.speech_name)
+            shutil.copyfile(portrait_path, folder / spec.portrait_name)
+            shutil.copyfile(speech_path, folder / spec.speech_name)
             return self._queue(spec, folder)
         finally:
             self.spool.discard(folder)
@@ -252,6 +250,7 @@ class Service:
         view.portrait = PortraitFacts(width=width, height=height)
         view.notes += _views(portrait.notes)
         if tier is not None:
+            view.cost = self.offers.cost(tier, (height, width))
             self.offers.require_fit(tier, fit_size((height, width), tier.size.area))
 
     def _inspect_speech(self, view: InspectView, path: Path, tier: Tier | None) -> None:

@@ -37,6 +37,25 @@ class Submission:
     title: str = ""
     idempotency_key: str = ""
 
+    def missing(self) -> list[RequestError]:
+        """What it lacks, in the order of the page."""
+        texts = []
+        if self.portrait is None:
+            texts.append("portrait: no file was given; choose a picture")
+        if self.speech is None:
+            texts.append("speech: no file was given; choose a sound file or record one")
+        if not self.prompt.strip():
+            texts.append("prompt: is empty; describe the person, the action and the surroundings")
+        return [RequestError(text) for text in texts]
+
+    def files(self) -> tuple[Path, Path]:
+        """Portrait and speech; RequestError names the first thing that is missing."""
+        for error in self.missing():
+            raise error
+        assert self.portrait is not None
+        assert self.speech is not None
+        return self.portrait, self.speech
+
     def choice(self) -> Choice:
         """Read numbers and size; RequestError names the first field that is not understood."""
         if len(self.idempotency_key) > _MAX_KEY:

@@ -4,49 +4,57 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from webui.offers import CUSTOM
 from webui.schemas import TierView
 
 LANGUAGES = ("en", "zh")
 
 _NAMES = {
-    "en": {"fast": "Fast", "balanced": "Balanced", "high": "High", "custom": "Custom size"},
-    "zh": {"fast": "快速", "balanced": "均衡", "high": "高清", "custom": "自定义尺寸"},
+    "en": {"fast": "Fast", "balanced": "Balanced", "high": "High", "custom": "Custom"},
+    "zh": {"fast": "快速", "balanced": "均衡", "high": "高清", "custom": "自定义"},
 }
 _WORDS = {
     "en": {
-        "memory": "{used:g} of {there:g} GiB",
+        "memory": "{used:.1f} of {there:.1f} GiB",
         "first": "first frame {seconds:.1f} s",
         "fps": "{fps:.0f} fps",
         "unmeasured": "speed not measured yet",
-        "no": "does not fit here",
+        "no": "does not fit: {used:.1f} of {there:.1f} GiB",
+        "custom": "size and settings of your own",
     },
     "zh": {
-        "memory": "显存 {used:g} / {there:g} GiB",
+        "memory": "内存 {used:.1f} / {there:.1f} GiB",
         "first": "首帧 {seconds:.1f} 秒",
         "fps": "{fps:.0f} 帧/秒",
         "unmeasured": "速度尚未测得",
-        "no": "本机放不下",
+        "no": "放不下：需 {used:.1f}，仅 {there:.1f} GiB",
+        "custom": "自行设定尺寸与参数",
     },
 }
 
 
-def tier_choices(tiers: Sequence[TierView], language: str) -> list[tuple[str, str]]:
+def tier_choices(
+    tiers: Sequence[TierView], language: str, *, custom: bool
+) -> list[tuple[str, str]]:
     """Labels and values for a dropdown.
 
     Args:
         tiers: what the server offers.
         language: one of `LANGUAGES`.
+        custom: whether any size may be asked for, too.
     """
-    return [(_label(tier, language), tier.name) for tier in tiers]
+    choices = [(_label(tier, language), tier.name) for tier in tiers]
+    if custom:
+        choices.append((f"{_NAMES[language][CUSTOM]} · {_WORDS[language]['custom']}", CUSTOM))
+    return choices
 
 
 def _label(tier: TierView, language: str) -> str:
     words = _WORDS[language]
     parts = [tier.size.replace("*", "×")]
-    if not tier.fits:
-        parts.append(words["no"])
     if tier.memory_gib is not None and tier.available_gib is not None:
-        parts.append(words["memory"].format(used=tier.memory_gib, there=tier.available_gib))
+        text = words["memory" if tier.fits else "no"]
+        parts.append(text.format(used=tier.memory_gib, there=tier.available_gib))
     if tier.fits:
         parts += _speed(tier, words)
     return f"{_NAMES[language].get(tier.name, tier.name)} · {' · '.join(parts)}"

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 
+from liveavatar.engine.gpu_sensors import GpuSensors
 from liveavatar.engine.messages import GroupSpec, Loading, RankStatus
 from liveavatar.host_memory import resident_bytes
 from liveavatar.parallel.activity import Activity, Spent
@@ -33,6 +34,7 @@ class Heartbeat:
         self._activity = activity
         self._report = report
         self._device = torch.device(spec.devices[rank])
+        self._sensors = _sensors(self._device)
         self._held_before = self._memory()[0]
         self._total_bytes = 0
         self._spent = Spent()
@@ -68,6 +70,7 @@ class Heartbeat:
         self._spent, self._told = spent, clock
         place = self._spec.mesh.place(self._rank)
         layers = None if place is None else self._spec.stages[place.stage]
+        temperature_c, gpu_busy = self._sensors.read() if self._sensors else (None, None)
         return RankStatus(
             rank=self._rank,
             role="media" if place is None else f"stage {place.stage}",
@@ -81,6 +84,8 @@ class Heartbeat:
             waiting_share=min(1.0, (spent.waiting - before.waiting) / elapsed_s),
             sending_share=min(1.0, (spent.sending - before.sending) / elapsed_s),
             peak_used_bytes=_peak_used(self._device),
+            temperature_c=temperature_c,
+            gpu_busy_share=gpu_busy,
         )
 
     def _memory(self) -> tuple[int, int]:
@@ -91,6 +96,12 @@ class Heartbeat:
                 torch.cuda.max_memory_reserved(self._device),
             )
         return resident_bytes()
+
+
+def _sensors(device: torch.device) -> GpuSensors | None:
+    if device.type != "cuda":
+        return None
+    return GpuSensors(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
 
 
 def _peak_used(device: torch.device) -> int:

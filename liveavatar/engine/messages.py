@@ -239,6 +239,8 @@ class RankStatus:
         waiting_share: share of that time in which it waited for another rank.
         sending_share: share of that time in which it could not hand over what it sent.
         peak_used_bytes: the most that was in use of what it held; 0 on the CPU.
+        temperature_c: of its GPU; None on the CPU and where the driver does not say.
+        gpu_busy_share: share of the last moments in which its GPU ran anything, 0..1, or None.
     """
 
     rank: int
@@ -253,6 +255,8 @@ class RankStatus:
     waiting_share: float = 0.0
     sending_share: float = 0.0
     peak_used_bytes: int = 0
+    temperature_c: int | None = None
+    gpu_busy_share: float | None = None
 
 
 Stage = Literal["preparing", "rendering", "finishing"]

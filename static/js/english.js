@@ -7,7 +7,7 @@ export const english = {
   portrait: "Portrait",
   portrait_drop: "Drop a picture here or choose one",
   speech: "Speech",
-  speech_drop: "Drop a recording, choose one, or use the microphone",
+  speech_drop: "Drop a recording here or choose one",
   speech_insecure: "The microphone needs https or localhost; here you can upload a recording.",
   prompt: "Scene",
   prompt_hint: "Who speaks, what they do, where they are",
@@ -22,7 +22,7 @@ export const english = {
   sample_steps: "Denoise steps",
   seed: "Seed",
   online_decode: "Decode while generating",
-  size: "Size (custom only)",
+  size: "Size",
   seed_hint: "random",
   size_hint: "688*368",
   generate: "Generate",
@@ -36,7 +36,9 @@ export const english = {
   cost_fps: "{fps} frames a second",
   cost_unmeasured: "its speed here is known after the first video",
   cost_speech: "this speech of {speech} takes about {time}",
-  cost_no: "Does not fit here: {reason}",
+  cost_no: "Does not fit here: the fullest device would need {used} of {there} GiB",
+  cost_custom: "Give its size below: width and height in pixels, such as 688*368",
+  no_fit: "Choose a smaller quality: this one does not fit into this machine.",
   second: "s",
   // Stage
   stage: "Video",
@@ -113,6 +115,7 @@ export const english = {
   model_demo: "Demo model: small, made for a CPU. It draws cartoon faces, not photographs.",
   model_random: "This model has random weights: it runs every step but shows noise, not a person.",
   // Operators
+  log_out: "Log out",
   operators: "Machine",
   op_state: "Worker group",
   op_restarts: "restarts: {count}",
@@ -121,6 +124,7 @@ export const english = {
   op_device: "Device",
   op_memory: "Memory",
   op_temperature: "Temp.",
+  op_gpu: "GPU",
   op_busy: "Busy",
   op_item: "Now",
   op_jobs: "Jobs",
@@ -130,5 +134,5 @@ export const english = {
   share_open: "Make your own",
   reconnecting: "Connection lost, trying again…",
   // Refusals that begin here
-  upload_failed: "The server was not reached. Check the connection and try again.",
+  no_answer: "There is no answer yet. Press Generate again: it makes no second video.",
 };

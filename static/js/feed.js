@@ -5,12 +5,16 @@ import { mimeType } from "./codecs.js";
 const ENDED = new Set(["done", "failed", "cancelled"]);
 const RETRY_MS = [250, 500, 1000, 2000, 4000];
 const KEEP_BEHIND_S = 30;
+const ASK_WHEN_HIDDEN_MS = 1000;
 
 const pause = (milliseconds) => new Promise((go) => setTimeout(go, milliseconds));
 const heard = (target, name) => new Promise((go) => target.addEventListener(name, go, { once: true }));
 
 /**
  * Reads one growing file to its end.
+ *
+ * A browser has six connections for all tabs of a server. So a hidden tab keeps none: it rests, or,
+ * if it plays on, asks for a piece every second.
  *
  * Events: "grown" after every append; "complete" when the whole video is there; "restarted" when the
  * server began the video anew; "failed" when the browser cannot play it.
@@ -19,7 +23,9 @@ export class Feed extends EventTarget {
   #video;
   #url;
   #attempt;
+  #isNeeded;
   #abort = new AbortController();
+  #connection = null;
   #source = null;
   #buffer = null;
   #received = 0;
@@ -30,13 +36,17 @@ export class Feed extends EventTarget {
    * @param {HTMLVideoElement} video plays it.
    * @param {string} url of the growing file.
    * @param {number} attempt which of the attempts at the job.
+   * @param {() => boolean} isNeeded whether it is played even where nobody sees it.
    */
-  constructor(video, url, attempt) {
+  constructor(video, url, attempt, isNeeded) {
     super();
+    this.#isNeeded = isNeeded;
     this.#video = video;
     this.#url = url;
     this.#attempt = Math.max(1, attempt);
     this.isComplete = false;
+    const hide = () => document.hidden && this.#connection?.abort();
+    document.addEventListener("visibilitychange", hide, { signal: this.#abort.signal });
     this.#run().catch((error) => {
       if (!this.#abort.signal.aborted) this.#tell("failed", error);
     });
@@ -61,6 +71,7 @@ export class Feed extends EventTarget {
   /** Stop reading and let go of the connection. */
   close() {
     this.#abort.abort();
+    this.#connection?.abort();
   }
 
   async #run() {
@@ -72,6 +83,7 @@ export class Feed extends EventTarget {
     await opened;
     URL.revokeObjectURL(this.#video.src);
     while (!this.isComplete && !this.#abort.signal.aborted) {
+      await this.#rest();
       if (!(await this.#connect())) {
         await pause(RETRY_MS[Math.min(this.#tries, RETRY_MS.length - 1)]);
         this.#tries += 1;
@@ -79,18 +91,33 @@ export class Feed extends EventTarget {
     }
   }
 
+  /** While the tab is hidden: wait a second, or until it is needed again. */
+  async #rest() {
+    const listening = new AbortController();
+    const shown = new Promise((go) => {
+      document.addEventListener("visibilitychange", go, { signal: listening.signal });
+    });
+    while (document.hidden && !this.#abort.signal.aborted) {
+      await Promise.race([shown, pause(ASK_WHEN_HIDDEN_MS)]);
+      if (this.#isNeeded()) break;
+    }
+    listening.abort();
+  }
+
   /** Read over one connection; false when nothing came of it. */
   async #connect() {
     const before = this.#received;
+    const follow = !document.hidden;
     let state = "";
+    this.#connection = new AbortController();
     try {
-      const query = `from=${before}&attempt=${this.#attempt}`;
+      const query = `from=${before}&attempt=${this.#attempt}&follow=${follow}`;
       const response = await fetch(`${this.#url}?${query}`, {
         cache: "no-store",
-        signal: this.#abort.signal,
+        signal: this.#connection.signal,
       });
       if (response.status === 409) {
-        this.#abort.abort();
+        this.close();
         this.#tell("restarted");
         return true;
       }
@@ -106,7 +133,7 @@ export class Feed extends EventTarget {
       return true;
     }
     if (ENDED.has(state)) this.#finish();
-    return this.isComplete;
+    return this.isComplete || !follow;
   }
 
   async #read(reader) {

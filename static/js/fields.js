@@ -1,23 +1,29 @@
 // What is said beside the fields of the form: findings, refusals, the length of the prompt, the cost
 // of a tier.
 
-import { span } from "./format.js";
+import { clock, span } from "./format.js";
 import { FPS } from "./player.js";
-import { say, sayNote } from "./texts.js";
+import { say, sayError, sayNote } from "./texts.js";
 
 const ADVANCED = new Set(["num_clip", "infer_frames", "sample_steps", "seed", "online_decode", "size"]);
 const GOOD_LENGTH = [60, 90];
+const CUSTOM = "custom";
 
 /** Shows notes and errors per field; remembers them to say them again in another language. */
 export class Fields {
   #said = new Map();
   #tiers = [];
   #tier = "";
+  #cost = null;
   #speechSeconds = null;
   #counted = null;
 
   constructor() {
     window.addEventListener("la-language", () => this.#draw());
+    const fold = document.getElementById("la-fold");
+    fold.addEventListener("click", () => {
+      fold.setAttribute("aria-expanded", String(fold.getAttribute("aria-expanded") !== "true"));
+    });
     const prompt = document.querySelector("#la-prompt textarea");
     prompt.addEventListener("input", () => this.#countPrompt());
     // A handler that fills the field makes no event.
@@ -28,13 +34,15 @@ export class Fields {
   setTiers(tiers) {
     this.#tiers = tiers;
     this.#tier ||= tiers[0]?.name ?? "";
-    this.#drawCost();
+    this.#drawTier();
   }
 
   /** The reader chose a tier. */
   chooseTier(name) {
     this.#tier = name;
-    this.#drawCost();
+    this.#cost = null;
+    if (name === CUSTOM) openAdvanced();
+    this.#drawTier();
   }
 
   /** Rate to expect of the chosen tier, seconds of video per second, null without a measurement. */
@@ -43,19 +51,26 @@ export class Fields {
     return tier?.fps ? tier.fps / FPS : null;
   }
 
-  /** Show what an inspection found: `{notes, errors, speech}`. */
-  showInspection({ notes, errors, speech }) {
+  /** Show what an inspection found: `{tier, notes, errors, speech, cost}`. */
+  showInspection({ tier, notes, errors, speech, cost }) {
     this.#speechSeconds = speech?.duration_s ?? null;
+    if (tier === this.#tier) this.#cost = cost;
     const refused = this.#said.get("form") ?? []; // an inspection knows nothing of these
     this.#said = new Map([["form", refused]]);
     for (const note of notes) if (note.code !== "long_prompt") this.#add(note.field, note);
-    for (const error of errors) this.showError(error);
+    for (const error of errors) {
+      if (error.field === "tier" && cost && !cost.fits) continue; // said where the cost is
+      if (error.field === "size" && !sizeField()?.value) continue; // not typed yet
+      this.#add(error.field, { ...error, isError: true });
+      if (ADVANCED.has(error.field)) openAdvanced();
+    }
     this.#draw();
   }
 
-  /** Show one refusal: `{field, message}`. */
-  showError({ field, message }) {
-    this.#add(field, { message, isError: true });
+  /** Show one refusal, `{field, message}` as the server said it, or `{field, key}` of our own. */
+  showError({ field, message, key }) {
+    const isTooLarge = field === "tier" && this.#isTooLarge;
+    this.#add(field, { message, key: isTooLarge ? "no_fit" : key, isError: true });
     if (ADVANCED.has(field)) openAdvanced();
     this.#draw();
     if (place(this.#placeOf(field))) place(this.#placeOf(field)).scrollIntoView({ block: "nearest" });
@@ -72,7 +87,8 @@ export class Fields {
   #add(field, item) {
     const name = this.#placeOf(field);
     const items = this.#said.get(name) ?? [];
-    if (!items.some((known) => known.message === item.message)) items.push(item);
+    const isKnown = ({ message, key }) => message === item.message && key === item.key;
+    if (!items.some(isKnown)) items.push(item);
     this.#said.set(name, items);
   }
 
@@ -87,7 +103,7 @@ export class Fields {
       list.replaceChildren(...items.map(line));
     }
     this.#countPrompt(true);
-    this.#drawCost();
+    this.#drawTier();
   }
 
   #countPrompt(always = false) {
@@ -102,28 +118,53 @@ export class Fields {
     output.textContent = say(`count_${word}`, { count });
   }
 
-  #drawCost() {
+  /** What the tier costs with the inputs at hand, else what it costs at most times. */
+  get #chosen() {
     const tier = this.#tiers.find((candidate) => candidate.name === this.#tier);
+    return { ...tier, ...this.#cost };
+  }
+
+  get #isTooLarge() {
+    return this.#chosen.fits === false;
+  }
+
+  #drawTier() {
+    document.body.classList.toggle("la-custom", this.#tier === CUSTOM);
+    const tier = this.#tiers.find((candidate) => candidate.name === this.#tier) ?? this.#tiers[0];
+    for (const name of ["num_clip", "infer_frames", "sample_steps"]) {
+      const input = document.querySelector(`#la-${name} input, #la-${name} textarea`);
+      if (input && tier) input.placeholder = String(tier.defaults[name]);
+    }
+    this.#drawCost();
+  }
+
+  #drawCost() {
+    const chosen = this.#chosen;
     const output = document.getElementById("la-cost");
-    output.replaceChildren();
-    if (!tier) return;
-    if (tier.memory_gib !== null && tier.available_gib) output.append(meter(tier));
-    if (!tier.fits) {
-      output.append(paragraph(say("cost_no", { reason: tier.reason }), "la-cost-no"));
-      return;
+    output.dataset.fits = String(!this.#isTooLarge);
+    const { memory_gib: used, available_gib: there } = chosen;
+    const memory = used == null ? null : { used: used.toFixed(1), there: there.toFixed(1) };
+    const lines = memory ? [meter(used / there)] : [];
+    if (this.#isTooLarge) {
+      const why = paragraph(say("cost_no", memory));
+      why.title = chosen.reason;
+      lines.push(why);
+    } else if (this.#tier) {
+      lines.push(paragraph(sentence(this.#costs(chosen, memory))));
     }
-    const said = [];
-    if (tier.memory_gib !== null) {
-      said.push(say("cost_memory", { used: tier.memory_gib, there: tier.available_gib }));
+    output.replaceChildren(...lines);
+  }
+
+  #costs(chosen, memory) {
+    if (this.#tier === CUSTOM && !this.#cost) return [say("cost_custom")];
+    const said = memory ? [say("cost_memory", memory)] : [];
+    said.push(speedOf(chosen));
+    if (chosen.fps && this.#speechSeconds) {
+      const time = (chosen.first_frame_s ?? 0) + (this.#speechSeconds * FPS) / chosen.fps;
+      const speech = clock(this.#speechSeconds);
+      said.push(say("cost_speech", { speech, time: span(time, say("second")) }));
     }
-    said.push(speedOf(tier));
-    if (tier.fps && this.#speechSeconds) {
-      const time = (tier.first_frame_s ?? 0) + (this.#speechSeconds * FPS) / tier.fps;
-      const unit = say("second");
-      const speech = span(this.#speechSeconds, unit);
-      said.push(say("cost_speech", { speech, time: span(time, unit) }));
-    }
-    output.append(paragraph(sentence(said)));
+    return said;
   }
 }
 
@@ -135,42 +176,37 @@ function sentence(parts) {
 function speedOf(tier) {
   if (!tier.fps) return say("cost_unmeasured");
   const fps = tier.fps.toFixed(tier.fps < 10 ? 1 : 0);
-  if (tier.first_frame_s === null) return say("cost_fps", { fps });
+  if (tier.first_frame_s == null) return say("cost_fps", { fps });
   return say("cost_speed", { first: tier.first_frame_s.toFixed(1), fps });
 }
 
-function meter(tier) {
+function meter(share) {
   const bar = document.createElement("span");
   bar.className = "la-meter";
   const fill = document.createElement("i");
-  fill.style.width = `${Math.min(100, (100 * tier.memory_gib) / tier.available_gib)}%`;
+  fill.style.width = `${Math.min(100, 100 * share)}%`;
   bar.append(fill);
   return bar;
 }
 
-function paragraph(text, className = "") {
-  return Object.assign(document.createElement("p"), { textContent: text, className });
+function paragraph(text) {
+  return Object.assign(document.createElement("p"), { textContent: text });
 }
 
 function line(item) {
-  const text = item.isError ? withoutField(item.message) : sayNote(item);
+  const text = item.isError ? sayError(item) : sayNote(item);
   const element = Object.assign(document.createElement("li"), { textContent: text });
   element.className = item.isError ? "la-error" : "la-note";
   if (item.isError) element.setAttribute("role", "alert");
   return element;
 }
 
-/** The message stands beside its field and need not begin with its name. */
-function withoutField(message) {
-  const text = message.replace(/^[a-z_]+: /, "");
-  return text.charAt(0).toUpperCase() + text.slice(1);
-}
+const sizeField = () => document.querySelector("#la-size input, #la-size textarea");
 
 function place(field) {
   return document.querySelector(`.la-notes[data-field="${field}"]`);
 }
 
 function openAdvanced() {
-  const button = document.querySelector("#la-advanced > button");
-  if (button && !button.classList.contains("open")) button.click();
+  document.getElementById("la-fold").setAttribute("aria-expanded", "true");
 }

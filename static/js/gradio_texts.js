@@ -14,7 +14,6 @@ const LABELS = {
   "#la-seed [data-testid=block-info]": "seed",
   "#la-size [data-testid=block-info]": "size",
   "#la-online_decode label span": "online_decode",
-  "#la-advanced > .label-wrap > span:first-child": "advanced",
   "#la-generate": "generate",
   "#la-cancel": "cancel",
 };

@@ -25,23 +25,35 @@ function stateLine(group) {
   return make("p", "la-op-line", `${say("op_state")}: ${state} · ${restarts}`);
 }
 
+// Columns of the table: text of the head, and what a rank shows there. One that no rank has anything
+// for, such as a temperature without a GPU, is left out.
+const COLUMNS = [
+  ["op_rank", (rank) => String(rank.rank)],
+  ["op_role", layersOf],
+  ["op_device", (rank) => rank.device],
+  ["op_memory", memoryBar],
+  ["op_temperature", (rank) => (rank.temperature_c == null ? null : `${rank.temperature_c} °C`)],
+  ["op_gpu", (rank) => percent(rank.gpu_busy_share)],
+  ["op_busy", (rank) => percent(rank.busy_share)],
+  ["op_item", (rank) => rank.item || null],
+];
+
 function rankTable(ranks) {
-  const heads = ["op_rank", "op_role", "op_device", "op_memory", "op_temperature", "op_busy", "op_item"];
-  const head = make("tr", "", ...heads.map((key) => make("th", "", say(key))));
-  const rows = ranks.map((rank) =>
-    make(
-      "tr",
-      "",
-      make("td", "", String(rank.rank)),
-      make("td", "", layersOf(rank)),
-      make("td", "", rank.device),
-      make("td", "", memoryBar(rank)),
-      make("td", "", rank.temperature_c == null ? "–" : `${rank.temperature_c} °C`),
-      make("td", "", `${Math.round(100 * rank.busy_share)} %`),
-      make("td", "", rank.item || "–"),
-    ),
+  const columns = COLUMNS.map(([key, show]) => ({ key, cells: ranks.map(show) }));
+  const shown = columns.filter(({ key, cells }) => key === "op_item" || cells.some((cell) => cell != null));
+  const heads = shown.map(({ key }) => {
+    const head = make("th", "", say(key));
+    head.scope = "col";
+    return head;
+  });
+  const rows = ranks.map((_, row) =>
+    make("tr", "", ...shown.map(({ cells }) => make("td", "", cells[row] ?? "–"))),
   );
-  return make("div", "la-op-scroll", make("table", "la-op-table", head, ...rows));
+  return make("div", "la-op-scroll", make("table", "la-op-table", make("tr", "", ...heads), ...rows));
+}
+
+function percent(share) {
+  return share == null ? null : `${Math.round(100 * share)} %`;
 }
 
 function layersOf({ role, layers }) {

@@ -11,7 +11,7 @@ import { Stage } from "./stage.js";
 import { applyTexts, chooseLanguage, language, say } from "./texts.js";
 
 const SHOWN = "la_shown_job";
-const PATIENCE_MS = 60_000;
+const PATIENCE_MS = 30_000;
 const OPEN = new Set(["queued", "running"]);
 
 const at = (id) => document.getElementById(id);
@@ -27,6 +27,7 @@ class Page {
   #wasReady = null;
   #portrait = "";
   #timer = 0;
+  #inspectedAt = 0;
 
   constructor() {
     this.#history.addEventListener("choose", (event) => this.#open(event.detail, true));
@@ -43,9 +44,12 @@ class Page {
     at("la-cancel").addEventListener("click", () => this.#cancel());
     whenAnswered("la-submitted", (answer) => this.#takeJob(answer));
     whenAnswered("la-inspected", (answer) => {
-      this.#fields.chooseTier(answer.tier);
+      if (answer.asked_at < this.#inspectedAt) return; // overtaken by a later one
+      this.#inspectedAt = answer.asked_at;
       this.#fields.showInspection(answer);
     });
+    whenAnswered("la-chosen", ({ tier }) => this.#fields.chooseTier(tier));
+    renewKey();
     document.body.classList.toggle("la-insecure", !window.isSecureContext);
     new MutationObserver(() => applyGradioTexts()).observe(at("la-form"), {
       childList: true,
@@ -60,10 +64,12 @@ class Page {
   /** A handler answered: a job, or why there is none. */
   #takeJob(answer) {
     this.#sending(false);
-    if (answer.error) {
-      this.#fields.showError(answer.error);
+    if (answer.errors) {
+      for (const error of [...answer.errors].reverse()) this.#fields.showError(error);
       return;
     }
+    if (answer.id === this.#job?.id) return; // a double click
+    renewKey();
     this.#portrait = document.querySelector("#la-portrait img")?.src ?? "";
     this.#open(answer, true);
     this.#history.refresh();
@@ -72,6 +78,7 @@ class Page {
   /** Cancel the job on the stage. */
   async #cancel() {
     if (!this.#job?.can_cancel) return;
+    this.#fields.clearErrors();
     await ask(`api/jobs/${this.#job.id}/cancel`, "POST").catch(() => null);
     this.#follower?.hurry();
   }
@@ -145,7 +152,7 @@ class Page {
     this.#fields.setTiers(this.#config.tiers);
     at(`la-tell-${language()}`).click();
     this.#drawModel();
-    document.body.classList.toggle("la-custom", this.#config.features.custom_tier);
+    at("la-logout").hidden = !this.#config.features.admin;
   }
 
   #rateOf(job) {
@@ -178,12 +185,22 @@ class Page {
       this.#fields.clearErrors();
       this.#timer = setTimeout(() => {
         this.#sending(false);
-        this.#fields.showError({ field: null, message: say("upload_failed") });
+        this.#fields.showError({ field: null, key: "no_answer" });
       }, PATIENCE_MS);
     }
     document.body.classList.toggle("la-sending", isSending);
     at("la-generate").setAttribute("aria-busy", String(isSending));
   }
+}
+
+/**
+ * Name what will be sent next. Until the server has answered, sending it again, by a double click or
+ * because the answer was lost on its way, makes no second video.
+ */
+function renewKey() {
+  const field = at("la-key").querySelector("textarea, input");
+  field.value = [...crypto.getRandomValues(new Uint32Array(4))].map((part) => part.toString(36)).join("");
+  field.dispatchEvent(new Event("input", { bubbles: true }));
 }
 
 /** Hand over what a handler writes into its answer. */
@@ -213,4 +230,4 @@ function whenBuilt(ids, act) {
 }
 
 const built = ["la-group-chip", "la-stage", "la-history", "la-generate", "la-cancel", "la-submitted"];
-whenBuilt([...built, "la-inspected", "la-tell-en", "la-tell-zh", "la-count", "la-cost"], () => new Page());
+whenBuilt([...built, "la-inspected", "la-chosen", "la-key", "la-fold", "la-tell-en", "la-tell-zh", "la-count", "la-cost"], () => new Page());

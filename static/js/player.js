@@ -157,7 +157,8 @@ export class Player extends EventTarget {
 
   #openFeed() {
     if (!Feed.isSupported) return;
-    this.#feed = new Feed(this.#video, address(this.#job.live_url), this.#job.attempt);
+    const isNeeded = () => this.#isWanted && this.#hasPlayed && !this.#isBlocked;
+    this.#feed = new Feed(this.#video, address(this.#job.live_url), this.#job.attempt, isNeeded);
     const feed = this.#feed;
     feed.addEventListener("grown", () => {
       if (feed !== this.#feed) return;

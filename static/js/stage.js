@@ -4,7 +4,7 @@ import { Controls } from "./controls.js";
 import { clock, factor, span } from "./format.js";
 import { FPS, Player } from "./player.js";
 import { address } from "./server.js";
-import { say, sayNote } from "./texts.js";
+import { say, sayError, sayNote } from "./texts.js";
 
 const at = (id) => document.getElementById(id);
 
@@ -102,7 +102,7 @@ export class Stage {
     });
     if (this.#isGone) return words("idle", "gone", {}, "");
     if (!job) return words("idle", "idle");
-    if (job.state === "failed") return words("failed", "failed", {}, job.error ?? "");
+    if (job.state === "failed") return words("failed", "failed", {}, sayError({ message: job.error ?? "" }));
     if (status.phase === "broken" && job.state !== "done") return words("failed", "broken");
     if (status.phase === "blocked") return words("blocked", "blocked", {}, "");
     if (status.phase !== "empty") return { name: "video", headline: "", detail: "" };
@@ -172,7 +172,8 @@ export class Stage {
 
   #drawActions() {
     const job = this.#job;
-    at("la-share").hidden = !job?.share_url;
+    const isLost = job && !job.video_url && ["failed", "cancelled"].includes(job.state);
+    at("la-share").hidden = !job?.share_url || isLost;
     const link = at("la-download");
     link.hidden = !job?.download_url;
     if (job?.download_url) link.href = address(job.download_url);

@@ -1,6 +1,7 @@
 // The language of the page: the browser's, or the one that was chosen with the switch.
 
 import { chinese } from "./chinese.js";
+import { chineseErrors } from "./chinese_errors.js";
 import { english } from "./english.js";
 
 const TEXTS = { en: english, zh: chinese };
@@ -34,6 +35,27 @@ export function say(key, values = {}) {
 /** A finding of the server: by its code where the language has it, else as it came. */
 export function sayNote(note) {
   return TEXTS[current][`note_${note.code}`] ?? note.message;
+}
+
+/**
+ * A refusal: `{message}` as the server said it, or `{key}` of our own. The server speaks English; what
+ * it says often is known here in Chinese, too. It stands beside its field and need not begin with its
+ * name.
+ */
+export function sayError({ message, key }) {
+  if (key) return say(key);
+  const known = current === "zh" ? chineseErrors.map((entry) => translated(message, entry)) : [];
+  const text = known.find(Boolean) ?? message.replace(/^[a-z_]+: /, "");
+  return text.charAt(0).toUpperCase() + text.slice(1);
+}
+
+function translated(message, [english, chineseText]) {
+  const names = [...english.matchAll(/\{(\w+)\}/g)].map((match) => match[1]);
+  const pattern = english.replace(/[.*+?^$()|[\]\\]/g, "\\$&").replace(/\{\w+\}/g, "(.*?)");
+  const found = new RegExp(`^${pattern}$`).exec(message);
+  if (!found) return null;
+  const values = Object.fromEntries(names.map((name, index) => [name, found[index + 1]]));
+  return chineseText.replace(/\{(\w+)\}/g, (_, name) => values[name]);
 }
 
 /** Change the language, remember it and tell everybody by the event "la-language". */
