@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 import threading
@@ -33,6 +34,12 @@ def listen(host: str, port: int) -> socket.socket:
             "another with --port"
         ) from None
     return listener
+
+
+def _is_no_cancellation(record: logging.LogRecord) -> bool:
+    """Whether a line tells of more than a viewer that was let go because the server ends."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, asyncio.CancelledError)
 
 
 class DrainingServer(uvicorn.Server):
@@ -67,6 +74,7 @@ class DrainingServer(uvicorn.Server):
             timeout_graceful_shutdown=_CLOSE_CONNECTIONS_S,
         )
         super().__init__(config)
+        logging.getLogger("uvicorn.error").addFilter(_is_no_cancellation)
         self._begin_drain = begin_drain
         self._is_drained = is_drained
         self._drain_s = drain_s
@@ -82,7 +90,8 @@ class DrainingServer(uvicorn.Server):
         """Take a signal to end; called between two instructions of the main thread."""
         del frame
         if self._draining:
-            self.should_exit = self.force_exit = True
+            self.force_exit = self.should_exit  # a third one: not even for open connections
+            self.should_exit = True
             return
         self._draining = True
         logger.info("signal %d: finishing what has begun; once more to end at once", sig)

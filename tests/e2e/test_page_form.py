@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from PIL import Image
 
+from liveavatar.config import SamplingConfig
+from liveavatar.errors import LiveAvatarError
+from liveavatar.media.ingest import check_prompt
+from liveavatar.media.portrait import PortraitLimits, load_portrait
+from liveavatar.media.sound_reader import SpeechLimits
+from liveavatar.media.speech import load_speech
+from liveavatar.plan.layout import Machine, plan_layout
+from liveavatar.plan.shapes import Network
+from liveavatar.plan.tiers import TIERS
+from liveavatar.request import parse_size
 from tests.e2e.browser import launch
-from tests.e2e.page_driver import choose_example, open_app, until
-from tests.web.live_server import Installation, Pace, serve
+from tests.e2e.page_driver import choose_example, open_app, until, write_beeps
+from tests.web.live_server import PORTRAIT, Installation, Pace, serve
+from webui.offers import ServedModel
+from webui.schemas import describe
+from webui.service import Service, missing_inputs
+from webui.settings import Features, ServerSettings
+from webui.submission import Submission
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
@@ -64,9 +82,12 @@ def test_what_is_missing_is_said_where_it_is_missing(context: BrowserContext, ad
     page = open_app(context, address)
     page.click("#la-generate")
     assert "describe the person" in said_at(page, "prompt")
+    assert "choose a picture" in said_at(page, "portrait")
+    assert "choose a sound file" in said_at(page, "speech")
     page.fill("#la-prompt textarea", "Somebody talks")
     until(page, "document.getElementById('la-count').textContent.startsWith('14 characters')")
     page.click("#la-generate")
+    until(page, "document.body.classList.contains('la-sending') === false")
     assert "choose a picture" in said_at(page, "portrait")
     assert page.query_selector(".la-notes[data-field=prompt] li") is None
 
@@ -99,6 +120,100 @@ def test_both_languages_say_the_same_things(context: BrowserContext, address: st
         }"""
     )
     assert missing == []
+
+
+def test_what_the_server_refuses_often_is_said_in_chinese(
+    context: BrowserContext, address: str, tmp_path: Path
+) -> None:
+    page = open_app(context, f"{address}/?lang=zh")
+    said = page.evaluate(
+        """async (messages) => {
+          const { sayError } = await import("/static/js/texts.js");
+          return messages.map((message) => sayError({ message }));
+        }""",
+        refusals(tmp_path),
+    )
+    assert len(said) > 15
+    assert [text for text in said if not re.match("[\u4e00-\u9fff]", text)] == []
+    assert [text for text in said if "{" in text] == []
+
+
+def test_the_operator_sees_every_rank_and_heat_only_where_it_is_measured(
+    context: BrowserContext, address: str
+) -> None:
+    page = open_app(context, address)
+    assert not page.is_visible("#la-operators")
+    rank = {"rank": 0, "role": "stage 0", "device": "cuda:0", "layers": [0, 39], "item": ""}
+    rank |= {"memory_bytes": 2**30, "memory_limit_bytes": 2**31, "busy_share": 0.5}
+    for more, shown in (({"temperature_c": 71, "gpu_busy_share": 0.25}, True), ({}, False)):
+        page.evaluate(
+            """async (rank) => {
+              const { drawOperators } = await import("/static/js/operators.js");
+              drawOperators({ state: "ready", load_percent: 100, ranks: [rank] });
+            }""",
+            rank | more,
+        )
+        text = page.inner_text("#la-operators")
+        assert "stage 0 (0–39)" in text
+        assert "1.0 / 2.0 GiB" in text
+        assert ("71 °C" in text, "Temp." in text, "25 %" in text) == (shown,) * 3, text
+
+
+def test_a_size_of_ones_own_says_what_it_costs(context: BrowserContext, tmp_path: Path) -> None:
+    settings = ServerSettings(tiers=TIERS, features=Features(custom_tier=True))
+    installation = Installation(tmp_path, settings=settings, with_page=True)
+    machine = Machine(4, int(17.5 * 2**30))
+    plan = partial(plan_layout, Network())
+    model = ServedModel("large", plan=lambda size_hw, sampling: plan(size_hw, sampling, machine))
+    installation.service = Service(installation.store, installation.spool, settings, model)
+    with serve(installation) as address:
+        page = open_app(context, address)
+        page.click("#la-tier input")
+        choices = page.inner_text("ul.options")
+        assert "Fast · 384×256 · 16.7 of 17.5 GiB" in choices
+        assert "High · 704×384 · does not fit: 20.4 of 17.5 GiB" in choices
+        page.click("ul.options li:last-child")
+        page.wait_for_selector("#la-size input")  # the settings unfold by themselves
+        page.fill("#la-size input", "384*256")
+        page.press("#la-size input", "Tab")
+        until(page, "/16.7 of 17.5 GiB/.test(document.getElementById('la-cost').textContent)")
+        assert page.is_visible("#la-size input")
+        page.fill("#la-size input", "1280*720")
+        page.press("#la-size input", "Tab")
+        until(page, "document.getElementById('la-cost').dataset.fits === 'false'")
+        assert "does not fit here" in page.inner_text("#la-cost").lower()
+        assert page.get_attribute("#la-cost p", "title")  # the whole verdict
+
+
+def refusals(folder: Path) -> list[str]:
+    """What the server says, word for word, about bad inputs."""
+    small, damaged, empty = (folder / name for name in ("small.png", "damaged.png", "empty.wav"))
+    Image.new("RGB", (8, 8)).save(small)
+    damaged.write_bytes(b"\x89PNG\r\n\x1a\n" + b"no picture" * 20)
+    empty.write_bytes(b"")
+    noise, long = folder / "noise.wav", folder / "long.wav"
+    noise.write_bytes(b"RIFF" + b"\0" * 4 + b"WAVE" + b"noise" * 50)
+    write_beeps(long, (0.1,), 3.0)
+    tier = {"tier": "fast", "prompt": "p"}
+    calls = [
+        *(partial(load_portrait, path) for path in (small, damaged, noise, empty)),
+        lambda: load_portrait(PORTRAIT, PortraitLimits(max_pixels=1000)),
+        lambda: load_portrait(PORTRAIT, PortraitLimits(max_bytes=1000)),
+        *(partial(load_speech, path) for path in (empty, noise)),
+        lambda: load_speech(long, SpeechLimits(max_bytes=1000)),
+        lambda: load_speech(long, SpeechLimits(max_seconds=1)),
+        *(partial(check_prompt, text) for text in (" ", "p" * 5000, "a\0b")),
+        *(partial(parse_size, text) for text in ("704x384", "8*8")),
+        lambda: SamplingConfig(infer_frames=50),
+        lambda: SamplingConfig(num_steps=99),
+        lambda: Submission(None, None, **tier, seed="much").choice(),
+    ]
+    said = [str(error) for error in missing_inputs(Submission(None, None, "", "fast"))]
+    for call in calls:
+        with pytest.raises(LiveAvatarError) as raised:
+            call()
+        said.append(describe(raised.value).message)
+    return said
 
 
 def test_every_button_and_field_has_a_name_and_nothing_is_asked_of_other_sites(

@@ -19,7 +19,7 @@ from tests.e2e.page_driver import (
     wait_for_step,
     write_beeps,
 )
-from tests.web.live_server import Installation, Pace, free_port, serve
+from tests.web.live_server import Installation, Pace, free_port, serve, wait_until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext
@@ -156,21 +156,68 @@ def test_a_refresh_rejoins_and_a_late_viewer_sees_it_from_the_start(
     wait_for_frames(page, 10)
 
 
-def test_four_tabs_of_one_browser_at_once_all_show_the_live_video(
+_CLICK = "document.getElementById('la-generate').click()"
+
+
+def test_what_is_sent_twice_is_made_once(context: BrowserContext, address: str) -> None:
+    page = open_app(context, address)
+    choose_example(page, "oliver")
+    until(page, "document.querySelector('#la-key input, #la-key textarea').value.length > 9")
+    jobs = lambda: context.request.get(f"{address}/api/jobs").json()  # noqa: E731
+    page.route("**/queue/data*", lambda route: route.abort())  # answers are lost on their way
+    page.evaluate(_CLICK)
+    wait_until(lambda: len(jobs()) == 1, "the form arrives")
+    with page.expect_response("**/queue/join*"):
+        page.evaluate(f"{_CLICK}; {_CLICK}")
+    page.unroute("**/queue/data*")
+    page.wait_for_selector("#la-numbers:not([hidden])", timeout=20_000)
+    wait_for_step(page, "Done")
+    assert len(jobs()) == 1
+    page.evaluate(_CLICK)  # what is sent anew is made anew
+    wait_until(lambda: len(jobs()) == 2, "another one")
+
+
+_HIDE = """(isHidden) => {
+  Object.defineProperty(document, "hidden", { value: isHidden, configurable: true });
+  document.dispatchEvent(new Event("visibilitychange"));
+}"""
+_MADE = """() => {
+  const { buffered } = document.getElementById("la-video");
+  return buffered.length ? buffered.end(0) : 0;
+}"""
+
+
+def test_eight_tabs_share_the_connections_of_one_browser(
     context: BrowserContext, tmp_path: Path
 ) -> None:
-    slow = Installation(tmp_path, pace=Pace(load_s=0.1, prepare_s=0.1, fps=4.0), with_page=True)
+    slow = Installation(tmp_path, pace=Pace(load_s=0.1, prepare_s=0.1, fps=8.0), with_page=True)
     with serve(slow) as address:
-        pages = [open_app(context, address)]
-        choose_example(pages[0], "oliver")
-        generate(pages[0])
-        pages += [open_app(context, address) for _ in range(3)]
-        for page in pages:
-            page.bring_to_front()
-            wait_for_frames(page, 1)
-        assert pages[3].evaluate("fetch('/api/group').then((answer) => answer.status)") == 200
-        pages[0].click("#la-cancel")
-        for page in pages:
+        first = open_app(context, address)
+        choose_example(first, "walter")
+        generate(first)
+        wait_for_frames(first, 1)
+        (job,) = context.request.get(f"{address}/api/jobs").json()
+        pages = [first]
+        for _ in range(7):  # a headless browser takes all its tabs for visible
+            pages[-1].evaluate(_HIDE, True)
+            pages.append(context.new_page())
+            pages[-1].goto(address + job["share_url"])
+            until(pages[-1], f"({_MADE})() > 0")
+        streams = slow.app.state.streams
+        wait_until(lambda: streams.num_viewers == 1, "only the visible one holds a connection")
+        assert pages[7].evaluate("fetch('/api/group').then((answer) => answer.status)") == 200
+        rested = first.evaluate(_MADE)
+        pages[7].click("#la-play-now")  # now it plays, and plays on when hidden
+        until(pages[7], "document.getElementById('la-video').currentTime > 0")
+        pages[7].evaluate(_HIDE, True)
+        heard = pages[7].evaluate(_MADE)
+        until(pages[7], f"({_MADE})() > {heard}")
+        assert streams.num_viewers == 0
+        assert first.evaluate(_MADE) == rested
+        first.evaluate(_HIDE, False)
+        until(first, f"({_MADE})() > {rested}")
+        first.click("#la-cancel")
+        for page in (first, pages[7]):
             wait_for_step(page, "Cancelled")
 
 

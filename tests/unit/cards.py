@@ -21,7 +21,7 @@ class NVMLError(Exception):
 
 @dataclass
 class FakeDriver:
-    """The part of pynvml that the doctor asks; every field can be broken."""
+    """The part of pynvml that is asked here; every field can be broken."""
 
     count: int = 4
     name: str = "NVIDIA GeForce RTX 4090"
@@ -29,6 +29,7 @@ class FakeDriver:
     cuda: int = 12020
     free: int = 23 * GIB
     temperature: int = 41
+    busy: int = 0
     width: int = 16
     reasons: int = 0
     ecc: int = 0
@@ -60,6 +61,12 @@ class FakeDriver:
     def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
         return index
 
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> int:
+        number = int(uuid.removeprefix("GPU-"))
+        if number >= self.count:
+            raise NVMLError(6)  # not found
+        return number
+
     def nvmlSystemGetDriverVersion(self) -> bytes:
         return self.driver.encode()
 
@@ -82,6 +89,9 @@ class FakeDriver:
 
     def nvmlDeviceGetTemperature(self, handle: int, sensor: int) -> Any:
         return self._told(self.temperature)
+
+    def nvmlDeviceGetUtilizationRates(self, handle: int) -> Any:
+        return self._told(SimpleNamespace(gpu=self.busy, memory=0))
 
     def nvmlDeviceGetTemperatureThreshold(self, handle: int, which: int) -> Any:
         return self._told(90)

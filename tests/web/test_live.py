@@ -135,6 +135,25 @@ def test_watchers_of_a_waiting_job_see_it_from_its_first_byte(client: httpx.Clie
         wait_for_state(client, job["id"], "done")
 
 
+def test_what_there_is_now_comes_at_once_and_pieces_of_it_make_the_whole(
+    steady: Installation, client: httpx.Client
+) -> None:
+    job = submit(client, **CLIPS).json()
+    url, got, state, pieces = job["live_url"], b"", "queued", 0
+    while True:
+        began = time.monotonic()
+        answer = client.get(url, params={"from": len(got), "attempt": 1, "follow": False})
+        assert time.monotonic() - began < 1
+        state, before = answer.headers["x-job-state"], len(got)
+        got += answer.content
+        pieces += bool(answer.content)
+        if state == "done" and len(got) == before:
+            break
+        time.sleep(0.1)
+    assert pieces > 2
+    assert got == steady.spool.job(job["id"]).live.read_bytes()
+
+
 def test_viewers_go_on_where_they_are_when_the_worker_group_dies(tmp_path: Path) -> None:
     installation = Installation(tmp_path, pace=STEADY)
     with serve(installation) as address, httpx.Client(base_url=address, timeout=30) as client:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from liveavatar.engine.fake import Pace
+from liveavatar.engine.group_state import GroupState
+from liveavatar.engine.messages import RankStatus
 from liveavatar.errors import ConfigError
+from liveavatar.media.live_file import complete_length
 from tests.web.live_server import Installation, serve, submit, wait_for_state, wait_until
 from webui.running import DrainingServer, listen
 from webui.server import STATIC, create_app
@@ -61,6 +65,24 @@ def test_health_and_metrics_tell_what_goes_on(tmp_path: Path) -> None:
         (tier, *_) = client.get("/api/config").json()["tiers"]
         assert tier["fps"] == pytest.approx(now["liveavatar_fps", "fast"])
         assert tier["fits"]
+
+
+def test_what_cards_tell_is_shown_and_what_they_do_not_tell_is_left_out(tmp_path: Path) -> None:
+    installation = Installation(tmp_path)
+    with serve(installation) as address, httpx.Client(base_url=address) as client:
+        installation.supervisor.stop()
+        hot = RankStatus(0, "stage 0", "cuda:0", (0, 39), 1, 1, 2, 0.5, "", 0, 0, 1, 71, 0.25)
+        cold = RankStatus(1, "media", "cpu", None, 1, 1, 2, 0.5, "")
+        state = GroupState()
+        state.take(hot)
+        state.take(cold)
+        installation.store.write_worker("machine", state.document([]))
+        now = samples(client)
+        assert now["liveavatar_rank_temperature_celsius", "cuda:0", "0", "stage 0"] == 71
+        assert now["liveavatar_rank_gpu_busy_share", "cuda:0", "0", "stage 0"] == 0.25
+        assert ("liveavatar_rank_temperature_celsius", "cpu", "1", "media") not in now
+        ranks = client.get("/healthz").json()["ranks"]
+        assert [rank.get("temperature_c") for rank in ranks] == [71, None]
 
 
 def test_a_server_without_a_group_says_so(tmp_path: Path) -> None:
@@ -148,12 +170,16 @@ def test_a_port_that_is_taken_is_told_in_one_line() -> None:
 
 @pytest.mark.parametrize("twice", [False, True])
 def test_a_signal_lets_the_running_job_end_a_second_one_does_not(
-    tmp_path: Path, twice: bool
+    tmp_path: Path, twice: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     installation = Installation(tmp_path, pace=Pace(load_s=0.05, prepare_s=0.02, fps=40))
     supervisor = installation.supervisor
     server = DrainingServer(
-        installation.application(), supervisor.drain, lambda: not supervisor.is_alive, drain_s=30
+        installation.application(),
+        supervisor.drain,
+        is_drained=lambda: not supervisor.is_alive,
+        drain_s=30,
+        end_streams=installation.app.state.streams.close,
     )
     listener = listen("127.0.0.1", 0)
     address = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -164,6 +190,13 @@ def test_a_signal_lets_the_running_job_end_a_second_one_does_not(
     with httpx.Client(base_url=address, timeout=30) as client:
         job = submit(client).json()
         wait_until(lambda: client.get(f"/api/jobs/{job['id']}").json()["frames"], "frames")
+        viewers = ThreadPoolExecutor(1)
+        seen = viewers.submit(lambda: httpx.get(address + job["live_url"], timeout=30).content)
+        stuck = socket.create_connection(listener.getsockname())  # asks and never reads
+        stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        stuck.sendall(f"GET {job['live_url']} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+        streams = installation.app.state.streams
+        wait_until(lambda: streams.num_viewers == 2, "both watch")
         server.handle_exit(signal.SIGTERM, None)
         if twice:
             server.handle_exit(signal.SIGTERM, None)
@@ -171,6 +204,11 @@ def test_a_signal_lets_the_running_job_end_a_second_one_does_not(
             wait_until(lambda: client.get("/healthz").json()["group"] == "draining", "draining")
     thread.join(20)
     assert not thread.is_alive()
+    stuck.close()
+    (tmp_path / "seen.mp4").write_bytes(seen.result(10))
+    assert complete_length(tmp_path / "seen.mp4") == len(seen.result()) > 0
+    viewers.shutdown()
+    assert "Traceback" not in capsys.readouterr().err
     supervisor.stop()
     state = installation.store.get(job["id"]).state.value
     assert state == ("queued" if twice else "done")
