@@ -26,7 +26,6 @@ from tests.e2e.page_driver import choose_example, open_app, until, write_beeps
 from tests.web.live_server import PORTRAIT, Installation, Pace, serve
 from webui.offers import ServedModel
 from webui.schemas import describe
-from webui.service import Service, missing_inputs
 from webui.settings import Features, ServerSettings
 from webui.submission import Submission
 
@@ -161,12 +160,10 @@ def test_the_operator_sees_every_rank_and_heat_only_where_it_is_measured(
 
 def test_a_size_of_ones_own_says_what_it_costs(context: BrowserContext, tmp_path: Path) -> None:
     settings = ServerSettings(tiers=TIERS, features=Features(custom_tier=True))
-    installation = Installation(tmp_path, settings=settings, with_page=True)
     machine = Machine(4, int(17.5 * 2**30))
     plan = partial(plan_layout, Network())
     model = ServedModel("large", plan=lambda size_hw, sampling: plan(size_hw, sampling, machine))
-    installation.service = Service(installation.store, installation.spool, settings, model)
-    with serve(installation) as address:
+    with serve(Installation(tmp_path, settings=settings, model=model, with_page=True)) as address:
         page = open_app(context, address)
         page.click("#la-tier input")
         choices = page.inner_text("ul.options")
@@ -208,7 +205,7 @@ def refusals(folder: Path) -> list[str]:
         lambda: SamplingConfig(num_steps=99),
         lambda: Submission(None, None, **tier, seed="much").choice(),
     ]
-    said = [str(error) for error in missing_inputs(Submission(None, None, "", "fast"))]
+    said = [str(error) for error in Submission(None, None, "", "fast").missing()]
     for call in calls:
         with pytest.raises(LiveAvatarError) as raised:
             call()

@@ -32,6 +32,7 @@ PORTRAIT, SPEECH = ROOT / "examples" / "maya.png", ROOT / "examples" / "maya.wav
 PROMPT = "A smiling woman speaks warmly before a peach studio wall"
 QUICK = Pace(load_s=0.05, prepare_s=0.02, fps=400.0)
 SETTINGS = ServerSettings(tiers=DEMO_TIERS)
+PICTURE = ServedModel("test picture", is_demo=True)
 READER = MediaReader()  # for all tests of this process
 atexit.register(READER.close)
 SUPERVISOR = SupervisorSettings(first_backoff_s=0.1, status_s=0.1)
@@ -46,13 +47,13 @@ class Installation:
     settings: ServerSettings = SETTINGS
     access: Access = field(default_factory=Access)
     with_page: bool = False
+    model: ServedModel = PICTURE
     groups: list[FakeGroup] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.spool = Spool(self.data)
         self.store = JobStore(sqlite_url(self.data / "jobs.db"))
-        model = ServedModel("test picture", is_demo=True)
-        self.service = Service(self.store, self.spool, self.settings, model, READER)
+        self.service = Service(self.store, self.spool, self.settings, self.model, READER)
         self.supervisor = Supervisor(self.store, self.spool, self._make_group, SUPERVISOR)
         self.address = ""
 
