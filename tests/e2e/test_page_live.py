@@ -161,9 +161,16 @@ _CLICK = "document.getElementById('la-generate').click()"
 
 def test_what_is_sent_twice_is_made_once(context: BrowserContext, address: str) -> None:
     page = open_app(context, address)
+    waiting: set[object] = set()
+    page.on("request", lambda request: "/queue/data" in request.url and waiting.add(request))
+    page.on("requestfinished", lambda request: waiting.discard(request))
     choose_example(page, "oliver")
     until(page, "document.querySelector('#la-key input, #la-key textarea').value.length > 9")
     jobs = lambda: context.request.get(f"{address}/api/jobs").json()  # noqa: E731
+    until(page, "document.querySelector('#la-inspected data')")
+    for _ in range(200):  # until all that was asked before is answered
+        page.wait_for_timeout(100 if waiting else 0)
+    assert not waiting
     page.route("**/queue/data*", lambda route: route.abort())  # answers are lost on their way
     page.evaluate(_CLICK)
     wait_until(lambda: len(jobs()) == 1, "the form arrives")
