@@ -117,12 +117,16 @@ class GradioGate:
             if message["type"] == "http.disconnect" or not message.get("more_body"):
                 break
         try:
-            content = json.loads(body)
+            content = json.loads(body, parse_constant=_no_number)
+            json.dumps(content, ensure_ascii=False).encode()  # halves of characters fail here
             paths = list(_paths_in(content))
         except (ValueError, RecursionError):
             return b"", (400, "expected a body of JSON")
         if not isinstance(content, dict) or not isinstance(content.get("data"), list):
             return b"", (422, "expected an object with a list of data")
+        session = content.get("session_hash")
+        if (by_number or session is not None) and not _is_session(session):
+            return b"", (422, "session_hash: expected 1 to 64 letters, digits and dashes")
         for path in paths:
             if not isinstance(path, str) or not self._may_read(path):
                 return b"", (403, "path: names a file that was not uploaded here")
@@ -161,6 +165,16 @@ def _paths_in(content: Any) -> Iterable[Any]:
                 waiting.append(json.loads(value))
             except (ValueError, RecursionError):
                 continue
+
+
+def _is_session(name: Any) -> bool:
+    """Whether calls can be filed under a name; Gradio fails with an empty one."""
+    return isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name) is not None
+
+
+def _no_number(word: str) -> None:
+    """Refuse NaN and Infinity: Python reads them, JSON has none, and Gradio cannot answer them."""
+    raise ValueError(word)
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

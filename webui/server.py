@@ -14,6 +14,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from liveavatar.errors import ConfigError, LiveAvatarError
 from webui import api_page, auth, media_routes, metrics, routes, share_page
@@ -146,6 +147,7 @@ def _add_error_answers(app: FastAPI) -> None:
     app.add_exception_handler(LiveAvatarError, _refuse)
     app.add_exception_handler(RequestValidationError, _refuse_parameter)
     app.add_exception_handler(HTTPException, _refuse_plainly)
+    app.add_exception_handler(ClientDisconnect, _give_up)
     app.add_exception_handler(Exception, _apologise)
 
 
@@ -167,6 +169,11 @@ async def _refuse_parameter(_request: Request, error: Exception) -> JSONResponse
 async def _refuse_plainly(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     return _answer(error.status_code, str(error.detail))
+
+
+async def _give_up(_request: Request, _error: Exception) -> JSONResponse:
+    """Say what a sender that paused for too long may still hear; one that is gone does not."""
+    return _answer(408, "the rest of the request did not come in time; send it again")
 
 
 async def _apologise(request: Request, error: Exception) -> JSONResponse:

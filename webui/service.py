@@ -162,7 +162,7 @@ class Service:
 
     def job(self, job_id: str) -> Job:
         """Return a job; UnknownJobError when there is none."""
-        return self.store.get(job_id)
+        return self.store.get(self._known_form(job_id))
 
     def job_view(self, job: Job) -> JobView:
         """A job for its owner."""
@@ -182,15 +182,17 @@ class Service:
         """The job behind a share link; UnknownJobError when there is none, or none are shared."""
         if not self.settings.features.share:
             raise RefusalError(404, "videos are not shared on this server")
+        if not token.isascii():
+            raise RefusalError(404, "this link leads to no video")
         return self.store.find_shared(token)
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a job; an ended one stays as it is. UnknownJobError when there is none."""
-        return self.store.request_cancel(job_id)
+        return self.store.request_cancel(self._known_form(job_id))
 
     def delete(self, job_id: str) -> None:
         """Forget an ended job and remove its files; UnknownJobError, JobError."""
-        self.store.delete(job_id)
+        self.store.delete(self._known_form(job_id))
         self.spool.remove(job_id)
 
     def remove_old_jobs(self) -> int:
@@ -228,6 +230,11 @@ class Service:
     def lift(self) -> None:
         """Make every tier again."""
         self.store.set_ceiling(None, "")
+
+    def _known_form(self, job_id: str) -> str:
+        """An id as we give them out; no database sees another, nor halves of characters in it."""
+        self.spool.job(job_id)
+        return job_id
 
     def _require_service(self, owner: str) -> None:
         """Refuse early what would be refused anyway, before files are decoded."""

@@ -315,6 +315,9 @@ def test_hidden_functions_give_nothing_that_is_not_for_all(plain: Target, ours: 
     for number, function in enumerate(made):
         outcome = json.dumps(ours.call(number, [None] * len(function["inputs"]), f"hidden{number}"))
         assert str(ours.folder) not in outcome.replace(f"{ours.folder}/gradio/", ""), number
+    for session in ("", "a b", "x" * 65, "\0", None):
+        status = ours.join(ours.functions["status"], ["x"], session).status_code  # type: ignore[arg-type]
+        assert status == 422, session
     for number in (len(made), -1, 10**9, "0", 1.5, None, []):
         assert ours.join(number, []).status_code == 422, number  # type: ignore[arg-type]
 
