@@ -29,7 +29,7 @@ from benchmarks.ceilings import Ceilings, measure_ceilings
 from benchmarks.environment import describe_environment
 from benchmarks.kernel_times import kernel_times
 from liveavatar.config import SamplingConfig, TransformerConfig
-from liveavatar.errors import ConfigError, LiveAvatarError
+from liveavatar.errors import LiveAvatarError
 from liveavatar.model.audio_injection import BlockAudio
 from liveavatar.model.checkpoint import Placement
 from liveavatar.model.denoiser import Denoiser, Item, TokenGrid
@@ -38,7 +38,7 @@ from liveavatar.model.transformer import Layer, TimeTable, Transformer
 from liveavatar.parallel.recorded import RecordedDenoiser
 from liveavatar.plan import transformer_memory as stage
 from liveavatar.plan.layout import GIB, Machine, estimate_layout
-from liveavatar.plan.precision import Precision
+from liveavatar.plan.precision import Precision, parse_precision
 from liveavatar.plan.shapes import Network
 from liveavatar.random_checkpoint import TINY
 from liveavatar.request import parse_size
@@ -263,17 +263,6 @@ def _memory(setting: Setting, held: set[int]) -> dict[str, Any]:
         "beside_torch_gib": round((total - free - torch.cuda.memory_reserved()) / GIB, 3),
         "held_varies_bytes": max(held) - min(held),
     }
-
-
-def parse_precision(name: str) -> Precision:
-    """Read "bfloat16", "fp8+8-bit" and so on; ConfigError for others."""
-    weights, _, cache = name.partition("+")
-    exact = "float32" if weights == "float32" else "bfloat16"
-    if weights not in ("float32", "bfloat16", "fp8") or cache not in ("", "8-bit"):
-        raise ConfigError(
-            f"precision: expected float32, bfloat16 or fp8, with +8-bit for the cache, got {name}"
-        )
-    return Precision(weights, cache or exact)
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -29,6 +29,7 @@ from liveavatar.engine.messages import (
 from liveavatar.errors import ConfigError, DeadlineError, EngineError
 from liveavatar.media.speech import load_speech
 from liveavatar.plan.layout import GIB, LayoutPlan, Machine, plan_layout
+from liveavatar.plan.precision import Precision, parse_precision
 from liveavatar.plan.shapes import (
     Network,
     SpeechEncoderShape,
@@ -78,6 +79,7 @@ class Setup:
         out: folder for the inputs and the videos.
         sharded: in place of stages, all layers on every rank, their weights and tokens shared out.
         transport: way of the tensors between stages, see `GroupSpec`.
+        precision: what to run in; None for what the plan chooses.
     """
 
     weights: Path | RandomWeights
@@ -89,6 +91,7 @@ class Setup:
     out: Path
     sharded: bool = False
     transport: Transport = "auto"
+    precision: Precision | None = None
 
     @property
     def on_gpu(self) -> bool:
@@ -106,7 +109,7 @@ class Setup:
             machine = Machine(num_ranks, self.memory_bytes, share_media=True, sharing=sharing)
         else:
             machine = Machine(num_ranks + 1, self.memory_bytes, sharing=sharing)
-        return plan_layout(self.network, self.size_hw, self.sampling, machine)
+        return plan_layout(self.network, self.size_hw, self.sampling, machine, self.precision)
 
     def spec(self, plan: LayoutPlan) -> GroupSpec:
         """The group, with its ranks where they were asked for."""
@@ -124,6 +127,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--memory_gib", type=float, default=22.15, help="that a rank may take of its GPU")
     add("--fsdp", action="store_true", help="shard weights and tokens in place of stages")
     add("--transport", choices=get_args(Transport), default="auto", help="between stages")
+    add("--precision", help='such as "fp8+8-bit"; what the plan chooses by default')
     add("--infer_frames", type=int, default=48)
     add("--sample_steps", type=int, default=4)
     add("--clips", type=int, default=2)
@@ -153,6 +157,7 @@ def read_setup(options: argparse.Namespace, size: str) -> Setup:
         out=options.out,
         sharded=options.fsdp,
         transport=options.transport,
+        precision=parse_precision(options.precision) if options.precision else None,
     )
 
 

@@ -30,9 +30,11 @@ from benchmarks.group_run import (
     read_setup,
     run_jobs,
 )
+from benchmarks.memory import RankPeak, peaks
 from liveavatar.config import FPS, FRAMES_PER_BLOCK
 from liveavatar.engine.messages import Finished, Progress, RankStatus, Ready
 from liveavatar.errors import LiveAvatarError
+from liveavatar.plan.layout import LayoutPlan
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class RankTime:
         busy: share of time in which it computed.
         waiting: share in which it waited for another rank.
         sending: share in which it could not hand over a tensor: transfers that were not hidden.
+        memory: the plan and the peak of the whole run, GiB.
     """
 
     role: str
@@ -58,6 +61,7 @@ class RankTime:
     busy: float
     waiting: float
     sending: float
+    memory: RankPeak
 
 
 @dataclass(frozen=True)
@@ -115,8 +119,9 @@ def block_times(trace: Trace, number: int) -> list[float]:
     return times
 
 
-def steady_ranks(trace: Trace, begin_s: float, end_s: float) -> list[RankTime]:
+def steady_ranks(plan: LayoutPlan, trace: Trace, begin_s: float, end_s: float) -> list[RankTime]:
     """Shares of every rank between two times, from the reports that lie wholly between them."""
+    memory = peaks(plan, trace)
     ready = {s.event.rank: s.event for s in trace.said if isinstance(s.event, Ready)}
     ranks = []
     for rank, loaded in sorted(ready.items()):
@@ -139,6 +144,7 @@ def steady_ranks(trace: Trace, begin_s: float, end_s: float) -> list[RankTime]:
                 busy=_mean([report.busy_share for report in reports]),
                 waiting=_mean([report.waiting_share for report in reports]),
                 sending=_mean([report.sending_share for report in reports]),
+                memory=memory[rank],
             )
         )
     return ranks
@@ -148,19 +154,21 @@ def _mean(values: Sequence[float]) -> float:
     return round(statistics.fmean(values), 4)
 
 
-def summarise(setup: Setup, trace: Trace) -> dict[str, Any]:
+def summarise(setup: Setup, plan: LayoutPlan, trace: Trace) -> dict[str, Any]:
     """All figures of a run that went well."""
     jobs = [times_of_job(trace, number) for number in trace.submitted_s]
     blocks = [block_times(trace, number) for number in trace.submitted_s]
     periods = [later - earlier for earlier, later in pairwise(blocks[0])]
     period_s = statistics.median(periods) if periods else float("nan")
-    ranks = steady_ranks(trace, blocks[0][0], blocks[0][-1])
+    ranks = steady_ranks(plan, trace, blocks[0][0], blocks[0][-1])
     stages = [rank.busy for rank in ranks if rank.role != "media"]
     return {
         "ranks": [asdict(rank) for rank in ranks],
         "jobs": [asdict(job) for job in jobs],
         "block_period_s": round(period_s, 4),
-        "block_period_p95_s": round(sorted(periods)[int(0.95 * len(periods))], 4),
+        "block_period_p95_s": round(sorted(periods)[int(0.95 * len(periods))], 4)
+        if periods
+        else None,
         "fps": round(FRAMES_PER_BLOCK / period_s, 3),
         "times_real_time": round(FRAMES_PER_BLOCK / period_s / FPS, 4),
         "bubble_share": round(1 - max(stages), 4) if stages else None,
@@ -184,7 +192,7 @@ def measure(setup: Setup, num_jobs: int) -> dict[str, Any]:
         "infer_frames": setup.sampling.infer_frames,
         "sample_steps": setup.sampling.num_steps,
     }
-    return report | ({"failure": trace.failure} if trace.failure else summarise(setup, trace))
+    return report | ({"failure": trace.failure} if trace.failure else summarise(setup, plan, trace))
 
 
 def text(report: dict[str, Any]) -> str:
@@ -211,7 +219,8 @@ def text(report: dict[str, Any]) -> str:
         lines.append(
             f"  {rank['role']:<8} {rank['device']:<7} busy {rank['busy']:.3f}, waiting "
             f"{rank['waiting']:.3f}, sending {rank['sending']:.3f} by {rank['transport']}; "
-            f"loaded in {rank['load_s']} s"
+            f"loaded in {rank['load_s']} s; used {rank['memory']['used']} GiB, "
+            f"planned {rank['memory']['planned']}"
         )
     return "\n".join(lines)
 

@@ -200,7 +200,11 @@ def split_stages(
 
 
 def plan_layout(
-    network: Network, size_hw: tuple[int, int], sampling: SamplingConfig, machine: Machine
+    network: Network,
+    size_hw: tuple[int, int],
+    sampling: SamplingConfig,
+    machine: Machine,
+    precision: Precision | None = None,
 ) -> LayoutPlan:
     """Plan the memory of a worker group.
 
@@ -210,6 +214,7 @@ def plan_layout(
         sampling: steps, window, clips. The speech is taken to fill all clips, so a number of clips
             far beyond the speech is to be cut to it.
         machine: what it runs on.
+        precision: the only candidate; None for those of the machine, best first.
 
     Returns:
         The plan; one that does not fit says why.
@@ -229,7 +234,9 @@ def plan_layout(
         network.transformer.num_heads, tp_degree=sharing.tp_degree, sp_degree=sharing.sp_degree
     )
     candidates: Sequence[Precision] = GPU_CANDIDATES if machine.num_gpus else CPU_CANDIDATES
-    if sharing.sharded:  # torch shards parameters, which weights in 8 bits are not
+    if precision is not None:
+        candidates = [precision]
+    elif sharing.sharded:  # torch shards parameters, which weights in 8 bits are not
         candidates = [each for each in candidates if not each.quantises_weights]
     estimates = [_estimate(question, precision) for precision in candidates]
     fitting = (e for e in estimates if e.largest <= machine.memory_bytes)

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from liveavatar.errors import ConfigError
+
 FLOAT32_BYTES = 4
 SCALE_BYTES = 2  # bfloat16, of the keys or values of a token and head
 
@@ -62,3 +64,14 @@ GPU_CANDIDATES = (
     Precision("fp8", "8-bit"),
 )
 CPU_CANDIDATES = (FLOAT32,)
+
+
+def parse_precision(name: str) -> Precision:
+    """Read "bfloat16", "fp8+8-bit" and so on; ConfigError for others."""
+    weights, _, cache = name.partition("+")
+    exact = "float32" if weights == "float32" else "bfloat16"
+    if weights not in ("float32", "bfloat16", "fp8") or cache not in ("", "8-bit"):
+        raise ConfigError(
+            f"precision: expected float32, bfloat16 or fp8, with +8-bit for the cache, got {name}"
+        )
+    return Precision(weights, cache or exact)

@@ -115,6 +115,16 @@ def until_it_speaks(group: WorkerGroup, rank: int) -> None:
     raise AssertionError(f"rank {rank} said nothing")
 
 
+def until_it_works_on(group: WorkerGroup, rank: int, work: str) -> None:
+    """Wait for a report of a rank that names its work."""
+    deadline = time.monotonic() + WAIT_S
+    while time.monotonic() < deadline:
+        event = group.next_event(1.0)
+        if isinstance(event, RankStatus) and event.rank == rank and work in event.item:
+            return
+    raise AssertionError(f"rank {rank} did not work on {work}")
+
+
 def is_running(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

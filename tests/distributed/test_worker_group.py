@@ -15,8 +15,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from liveavatar.config import SamplingConfig
 from liveavatar.engine.group import WorkerGroup
 from liveavatar.engine.messages import Finished, Refused, RenderJob
 from liveavatar.errors import DeadlineError, WorkerDiedError
@@ -32,6 +34,7 @@ from tests.distributed.rendering import (
     started,
     until_it_ends,
     until_it_speaks,
+    until_it_works_on,
     wait_for_progress,
 )
 from tests.unit.mp4_material import decode_video
@@ -206,8 +209,8 @@ def test_a_running_group_leaves_nothing_in_its_folder(resident: WorkerGroup, fol
 
 @pytest.mark.parametrize(
     ("num_stages", "victim", "rendering"),
-    [(1, 0, False), (1, 1, False), (2, 0, True), (2, 1, True), (2, 2, True)],
-    ids=["idle-stage", "idle-media", "rendering-first", "rendering-last", "rendering-media"],
+    [(1, 0, False), (1, 1, False), (2, 0, True)],
+    ids=["idle-stage", "idle-media", "rendering-first"],
 )
 def test_a_killed_rank_is_named_and_takes_the_group_with_it(
     tiny: Path, studio: Studio, folders: Path, num_stages: int, victim: int, rendering: bool
@@ -230,6 +233,29 @@ def test_a_killed_rank_is_named_and_takes_the_group_with_it(
         with pytest.raises(WorkerDiedError):
             group.next_event(0)
     assert not list(folders.glob("liveavatar-*"))
+
+
+@pytest.mark.parametrize(
+    ("victim", "work"), [(1, "condition"), (2, "block")], ids=["prefill", "decode"]
+)
+def test_a_rank_killed_at_this_work_is_named(
+    tiny: Path, studio: Studio, victim: int, work: str
+) -> None:
+    # One step, and a picture so large that the condition alone takes a good part of a second.
+    portrait = np.full((320, 320, 3), 128, np.uint8)
+    sampling = SamplingConfig(num_steps=1, infer_frames=12, num_clip=1)
+    with running(started(spec(tiny))) as group:
+        for _ in range(20):
+            group.submit(studio.job(0.4, portrait_HWC=portrait, sampling=sampling))
+        until_it_works_on(group, victim, work)
+        os.kill(group.pids()[victim], signal.SIGKILL)
+        began = time.monotonic()
+        with pytest.raises(WorkerDiedError, match=f"^rank {victim} was killed by signal 9$"):
+            until_it_ends(group)
+        assert time.monotonic() - began < 10
+        ranks = group.pids()
+        group.kill()
+        assert none_runs(ranks, within_s=0)
 
 
 @pytest.mark.parametrize("victim", [0, 1])
