@@ -18,7 +18,7 @@ from liveavatar.errors import LiveAvatarError
 from liveavatar.jobs.spool import Spool
 from liveavatar.jobs.store import JobStore, sqlite_url
 from liveavatar.media.reader_process import MediaReader
-from liveavatar.plan.tiers import TIERS
+from liveavatar.plan.tiers import DEMO_TIERS, TIERS
 from webui.auth import installation_key
 from webui.mounting import mount_page
 from webui.offers import ServedModel
@@ -27,7 +27,7 @@ from webui.options import accounts_of, read_options
 from webui.running import DrainingServer, listen
 from webui.server import Access, create_app
 from webui.service import Service
-from webui.settings import DEMO_TIERS, ServerSettings, read_settings
+from webui.settings import ServerSettings, read_settings
 from webui.tunnel import host_of, public_link
 
 

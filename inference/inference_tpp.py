@@ -3,6 +3,8 @@
     python inference/inference_tpp.py --ckpt_dir DIR --image P --audio S --prompt "..." \
         --size "688*368" --save_file out.mp4
 
+Many videos through one group: --batch jobs.jsonl, see `inference/batch.py`.
+
 While it is made, the video grows beside the output as `out.live.mp4`, which a player can follow.
 A command that was killed is gone on with by running it again with --resume.
 Exit status: 0 done; 1 when a rank failed; 2 for input that cannot be used: one line says why and
@@ -28,8 +30,8 @@ from liveavatar.config import FPS
 from liveavatar.errors import EngineError, LiveAvatarError, MediaError
 
 if TYPE_CHECKING:
+    from inference.leftovers import Leftovers
     from inference.rendering import Progress
-    from inference.resuming import Leftovers
     from inference.video_job import VideoJob
 
 EXIT_FAILED = 1
@@ -40,10 +42,16 @@ EXIT_STOPPED = 130
 def run(options: argparse.Namespace) -> int:
     """Make the video that `options` ask for; returns the exit status."""
     started = time.monotonic()
+    if options.batch is not None:
+        from inference.batch import run_batch
+        from liveavatar.model.checkpoint import open_checkpoint
+
+        open_checkpoint(options.ckpt_dir, options.lora_path_dmd)  # refused before a rank is started
+        return run_batch(options)
     settings = read_settings(options)
     # Not before the options are checked: these take seconds to import.
+    from inference.leftovers import Leftovers
     from inference.rendering import Progress, render_here, render_in_group
-    from inference.resuming import Leftovers
     from inference.video_job import prepare
     from liveavatar.media.remux import count_frames
 
@@ -90,6 +98,8 @@ def _finish(job: VideoJob, leftovers: Leftovers, progress: Progress, started: fl
         left = f"{output} holds the first {frames} of {job.timeline.num_frames} frames and plays"
         _say(f"stopped: {left}" if frames else "stopped before the first frame; nothing written")
         return EXIT_STOPPED
+    if busy := progress.times.line():
+        _say(busy)
     _say(
         f"{output}: {frames} frames, {frames / FPS:.2f} s; made in {took:.1f} s "
         f"({(frames - leftovers.frames) / took:.2f} fps), "

@@ -26,6 +26,8 @@ from liveavatar.request import SizeOption, parse_size
 
 ANY_NUMBER_OF_CLIPS = 100_000
 
+_OF_A_VIDEO = ("image", "audio", "prompt", "save_file")
+
 
 class _OneLineParser(argparse.ArgumentParser):
     """A parser that refuses in one line, as every other refusal of this command."""
@@ -48,9 +50,9 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--ckpt_dir", type=Path, required=True, help="checkpoint folder")
     add("--lora_path_dmd", type=Path, help="LiveAvatar adapter: file, or folder that holds it")
-    add("--image", type=Path, required=True, help="portrait")
-    add("--audio", type=Path, required=True, help="speech, or a video with sound")
-    add("--prompt", required=True, help="person, action and surroundings in 60 to 90 characters")
+    add("--image", type=Path, help="portrait")
+    add("--audio", type=Path, help="speech, or a video with sound")
+    add("--prompt", help="person, action and surroundings in 60 to 90 characters")
     add("--size", default="688*368", help='area as "W*H"; the portrait sets the shape')
     add("--num_clip", type=int, help="clips at most; as many as the speech needs by default")
     add("--infer_frames", type=int, default=48, help="frames per clip, a multiple of 4 from 12")
@@ -63,7 +65,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--offload_model", type=_switch, default=True, help="free the encoders before rendering")
     add("--tpp_mode", type=_switch, default=True, help="split layers; False: shard weights, FSDP")
     add("--mesh", help='"STAGESxTPxSP" ranks, product num_gpus_dit; all are stages by default')
-    add("--save_file", type=Path, required=True, help="MP4 to write")
+    add("--save_file", type=Path, help="MP4 to write")
+    add("--batch", type=Path, help="JSONL file: a video a line, in place of the options above")
     add("--resume", action="store_true", help="go on with what a killed run left")
     return parser
 
@@ -91,10 +94,13 @@ def read_settings(options: argparse.Namespace) -> Settings:
     Raises:
         ConfigError, RequestError: the first that cannot be used, in one line.
     """
+    if missing := [name for name in _OF_A_VIDEO if getattr(options, name) is None]:
+        listed = ", ".join(f"--{name}" for name in missing)
+        raise ConfigError(
+            f"the following arguments are required: {listed}; --help lists the options"
+        )
     size = parse_size(options.size)
-    width = options.num_gpus_dit if options.ulysses_size is None else options.ulysses_size
-    parallel = ParallelConfig(options.num_gpus_dit, width)
-    check_visible_devices()
+    machine = read_machine(options)
     sampling = SamplingConfig(
         num_steps=options.sample_steps,
         infer_frames=options.infer_frames,
@@ -102,13 +108,15 @@ def read_settings(options: argparse.Namespace) -> Settings:
         seed=options.base_seed,
         online_decode=options.enable_online_decode,
     )
-    machine = _machine(parallel, options)
-    _check_output(options.save_file)
+    check_output(options.save_file)
     return Settings(options, size, sampling, machine)
 
 
-def _machine(parallel: ParallelConfig, options: argparse.Namespace) -> Machine:
+def read_machine(options: argparse.Namespace) -> Machine:
     """The part of this machine that the ranks take; ConfigError when there are too many."""
+    width = options.num_gpus_dit if options.ulysses_size is None else options.ulysses_size
+    parallel = ParallelConfig(options.num_gpus_dit, width)
+    check_visible_devices()
     ranks, own_media = parallel.num_gpus_dit, options.enable_vae_parallel
     launched = launched_ranks()
     if launched not in (1, ranks + own_media):
@@ -141,7 +149,8 @@ def _sharing(num_ranks: int, options: argparse.Namespace) -> Sharing:
     return Sharing(tp_degree, sp_degree)
 
 
-def _check_output(path: Path) -> None:
+def check_output(path: Path) -> None:
+    """Raise ConfigError unless a video can be written under this name."""
     if path.suffix.lower() != ".mp4":
         raise ConfigError(f"save_file: expected a name that ends in .mp4, got '{path.name}'")
     if path.is_dir():

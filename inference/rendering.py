@@ -7,20 +7,22 @@ import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
 import torch
 from tqdm import tqdm
 
 from inference.interrupt import StopRequest
-from inference.resuming import Leftovers, LonePoints
+from inference.leftovers import Leftovers
+from inference.rank_times import RankTimes
+from inference.resuming import LonePoints
 from inference.video_job import VideoJob
 from liveavatar.conditioning import Conditions, Encoders, encode_conditions
 from liveavatar.config import FRAMES_PER_BLOCK
 from liveavatar.engine.group import WorkerGroup
 from liveavatar.engine.machine import detect_machine
-from liveavatar.engine.messages import Finished, Refused, RenderJob
+from liveavatar.engine.messages import Finished, RankStatus, Refused
 from liveavatar.engine.messages import Progress as Progressed
 from liveavatar.engine.resume import RING_LIMIT_BYTES, ring_bytes
 from liveavatar.errors import MediaError, MemoryShortError
@@ -52,6 +54,7 @@ def load(job: VideoJob, where: Placement) -> Loaded:
     larger of the two and not their sum.
     """
     checkpoint = job.checkpoint
+    assert checkpoint is not None
     embedder = checkpoint.load_condition_embedder(where)
     encoders = Encoders(
         checkpoint.load_text_encoder(where),
@@ -86,11 +89,13 @@ class Progress:
         frames: frames in the file.
         first_frame_s: seconds from the start of the command to the first frame.
         stopped: whether the user stopped it.
+        times: where the time of each rank of a group went.
     """
 
     frames: int = 0
     first_frame_s: float = math.nan
     stopped: bool = False
+    times: RankTimes = field(default_factory=RankTimes)
 
     def update(self, frames: int, bar: tqdm[NoReturn], started: float) -> None:
         """Note that the file now has `frames` frames."""
@@ -217,10 +222,12 @@ def render_in_group(job: VideoJob, leftovers: Leftovers, started: float) -> Prog
         StopRequest() as stop,
     ):
         group.wait_until_ready()
-        group.submit(_render_job(job, leftovers))
+        group.submit(job.render_job(JOB_NUMBER, leftovers.folder, resumes=leftovers.frames > 0))
         while True:
             event = group.next_event(timeout_s=0.2)
-            if isinstance(event, Progressed) and event.frames > progress.frames:
+            if isinstance(event, RankStatus):
+                progress.times.take(event)
+            elif isinstance(event, Progressed) and event.frames > progress.frames:
                 progress.update(event.frames, bar, started)
             elif isinstance(event, Finished):
                 progress.stopped = event.cancelled
@@ -230,23 +237,6 @@ def render_in_group(job: VideoJob, leftovers: Leftovers, started: float) -> Prog
             if stop.asked and not progress.stopped:
                 progress.stopped = True
                 group.cancel(JOB_NUMBER)
-
-
-def _render_job(job: VideoJob, leftovers: Leftovers) -> RenderJob:
-    inputs = job.take_inputs()
-    return RenderJob(
-        number=JOB_NUMBER,
-        portrait_HWC=job.portrait_HWC,
-        speech_N=inputs.speech.samples,
-        soundtrack=job.options.audio,
-        mix=job.mix,
-        prompt=inputs.prompt,
-        timeline=job.timeline,
-        sampling=job.sampling,
-        live_path=job.live_path,
-        resume_folder=leftovers.folder,
-        resumes=leftovers.frames > 0,
-    )
 
 
 def _progress_bar(job: VideoJob, initial: int) -> tqdm[NoReturn]:

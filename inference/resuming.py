@@ -1,64 +1,21 @@
-"""What `--resume` goes on from: the growing file beside the output, and a folder of resume points.
-
-The folder is named by a digest of the request, so that another request under the same name of
-output begins anew instead of going on with somebody else's video.
-"""
+"""Resume points of a video that one process makes alone."""
 
 from __future__ import annotations
 
-import hashlib
-import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from liveavatar.config import FRAMES_PER_BLOCK
 from liveavatar.errors import CheckpointError
-from liveavatar.media.live_file import measure_live_file
-from liveavatar.media.spoken_video import can_resume
 from liveavatar.model.denoiser import Denoiser
 from liveavatar.parallel.ring_keeper import copied_rings, restore_rings
 from liveavatar.resume_points import PointPlan, PointWriter, read_part, whole_points
 from liveavatar.single_device import VideoDecoder
 
-if TYPE_CHECKING:
-    from inference.video_job import VideoJob
-
 _PART = "alone"
 _LEAST_BLOCKS = 8
 _FIRST_LATENT, _DECODER, _RING = "first_latent", "decoder.", "ring."
-
-
-class Leftovers:
-    """What a killed command left beside its output, and where this one leaves the same.
-
-    Args:
-        job: what is to be made; its inputs are still there.
-
-    Attributes:
-        frames: frames of this very video that are there already; 0 when it begins anew.
-    """
-
-    def __init__(self, job: VideoJob) -> None:
-        self._root = job.options.save_file.with_suffix(".resume")
-        self._live = job.live_path
-        self.folder = self._root / _request_key(job)
-        height, width = job.portrait_HWC.shape[:2]
-        self.frames = 0
-        if job.options.resume and self.folder.is_dir() and can_resume(self._live, width, height):
-            self.frames = measure_live_file(self._live).num_frames
-
-    def begin(self) -> None:
-        """Make the folder; what is not gone on with is removed."""
-        if not self.frames:
-            shutil.rmtree(self._root, ignore_errors=True)
-        self.folder.mkdir(parents=True, exist_ok=True)
-
-    def remove(self) -> None:
-        """The video is made, or nothing is to be left of it."""
-        self._live.unlink(missing_ok=True)
-        shutil.rmtree(self._root, ignore_errors=True)
 
 
 class LonePoints:
@@ -112,13 +69,3 @@ class LonePoints:
     def _taken(self, prefix: str) -> dict[str, Tensor]:
         names = [name for name in self._tensors if name.startswith(prefix)]
         return {name.removeprefix(prefix): self._tensors.pop(name) for name in names}
-
-
-def _request_key(job: VideoJob) -> str:
-    """Digest of all that the frames depend on."""
-    assert job.inputs is not None
-    digest = hashlib.sha256(repr((job.sampling, job.timeline, job.inputs.prompt)).encode())
-    digest.update(repr((job.options.ckpt_dir.resolve(), job.options.lora_path_dmd)).encode())
-    digest.update(job.portrait_HWC.tobytes())
-    digest.update(job.inputs.speech.samples.tobytes())
-    return digest.hexdigest()[:16]

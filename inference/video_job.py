@@ -6,28 +6,32 @@ import argparse
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from inference.options import Settings
 from liveavatar.config import SamplingConfig
 from liveavatar.engine.layout import Video, choose_layout
-from liveavatar.engine.messages import GroupSpec
+from liveavatar.engine.messages import GroupSpec, RenderJob
 from liveavatar.errors import EngineError
 from liveavatar.host_memory import release_freed_memory
 from liveavatar.media.ingest import Inputs, ingest
 from liveavatar.media.notes import Note
 from liveavatar.media.portrait import UInt8Array, crop_to_size, fit_size
 from liveavatar.media.sound_mix import Mix
-from liveavatar.model.checkpoint import Checkpoint, open_checkpoint
 from liveavatar.request import SizeOption
 from liveavatar.timeline import Timeline, make_timeline
+
+if TYPE_CHECKING:
+    from liveavatar.model.checkpoint import Checkpoint
 
 
 @dataclass
 class VideoJob:
     """Everything that is settled before a weight is read.
 
-    `inputs` is None once the conditions are made of them: an hour of speech is not kept. `group` is
-    the worker group that makes the video; None where this process does it alone.
+    `inputs` is None once the conditions are made of them: an hour of speech is not kept.
+    `checkpoint` is open where this process makes the video alone; else `group` describes the worker
+    group that does.
     """
 
     options: argparse.Namespace
@@ -37,8 +41,8 @@ class VideoJob:
     sampling: SamplingConfig
     timeline: Timeline
     portrait_HWC: UInt8Array
-    checkpoint: Checkpoint
-    group: GroupSpec | None
+    checkpoint: Checkpoint | None = None
+    group: GroupSpec | None = None
 
     @property
     def live_path(self) -> Path:
@@ -58,15 +62,53 @@ class VideoJob:
             raise EngineError("the inputs of this video were taken before")
         return inputs
 
+    def render_job(self, number: int, resume_folder: Path, *, resumes: bool) -> RenderJob:
+        """What a worker group makes; takes the inputs.
+
+        Args:
+            number: the group's for it.
+            resume_folder: where its resume points go.
+            resumes: whether the growing file is gone on with.
+        """
+        inputs = self.take_inputs()
+        return RenderJob(
+            number=number,
+            portrait_HWC=self.portrait_HWC,
+            speech_N=inputs.speech.samples,
+            soundtrack=self.options.audio,
+            mix=self.mix,
+            prompt=inputs.prompt,
+            timeline=self.timeline,
+            sampling=self.sampling,
+            live_path=self.live_path,
+            resume_folder=resume_folder,
+            resumes=resumes,
+        )
+
 
 def prepare(settings: Settings) -> VideoJob:
-    """Read the inputs and open the checkpoint; reads no weights and writes nothing.
+    """Open the checkpoint and read the inputs; reads no weights and writes nothing.
+
+    Raises:
+        LiveAvatarError: the first thing that cannot be used.
+    """
+    from liveavatar.model.checkpoint import open_checkpoint  # takes seconds to import
+
+    checkpoint = open_checkpoint(settings.options.ckpt_dir, settings.options.lora_path_dmd)
+    job = read_video(settings)
+    release_freed_memory()  # what decoding a long recording took
+    height, width = job.portrait_HWC.shape[:2]
+    group = _group(settings, job.timeline, (height, width))
+    return replace(job, checkpoint=checkpoint, group=group)
+
+
+def read_video(settings: Settings) -> VideoJob:
+    """Read the inputs; opens no checkpoint and chooses no group.
 
     Raises:
         LiveAvatarError: the first thing that cannot be used.
     """
     options, sampling = settings.options, settings.sampling
-    checkpoint = open_checkpoint(options.ckpt_dir, options.lora_path_dmd)
     inputs = ingest(
         options.image,
         options.audio,
@@ -76,7 +118,6 @@ def prepare(settings: Settings) -> VideoJob:
     )
     timeline = make_timeline(sampling, len(inputs.speech.samples))
     portrait = _fit(inputs.portrait.rgb, settings.size)
-    release_freed_memory()  # what decoding a long recording took
     return VideoJob(
         options=options,
         inputs=inputs,
@@ -85,8 +126,6 @@ def prepare(settings: Settings) -> VideoJob:
         sampling=sampling,
         timeline=timeline,
         portrait_HWC=portrait,
-        checkpoint=checkpoint,
-        group=_group(settings, timeline, (portrait.shape[0], portrait.shape[1])),
     )
 
 

@@ -30,14 +30,7 @@ from liveavatar.jobs.store import QueueLimits
 from liveavatar.media.portrait import PortraitLimits
 from liveavatar.media.sound_reader import SpeechLimits
 from liveavatar.plan.tiers import TIERS, Tier
-from liveavatar.request import SizeOption, parse_size
-
-DEMO_TIERS = (
-    Tier("fast", SizeOption(128, 128), SamplingConfig(num_clip=50, num_steps=4)),
-    Tier("balanced", SizeOption(192, 192), SamplingConfig(num_clip=50, num_steps=4)),
-    Tier("high", SizeOption(256, 256), SamplingConfig(num_clip=50, num_steps=4)),
-)
-"""The tiers of a model small enough for a CPU: the same names, sizes that stay quick there."""
+from liveavatar.request import parse_size
 
 _TIER_KEYS = {
     "size": str,

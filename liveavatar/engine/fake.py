@@ -161,7 +161,7 @@ class FakeGroup:
         make = SpokenVideo.resume if job.resumes else SpokenVideo
         with make(job.live_path, sound, width, height) as video:
             due = time.monotonic()
-            for block in range(video.num_frames // FRAMES_PER_BLOCK, job.timeline.num_blocks):
+            for block in range(-(-video.num_frames // FRAMES_PER_BLOCK), job.timeline.num_blocks):
                 cancelled = job.number in self._cancelled
                 if cancelled:
                     break

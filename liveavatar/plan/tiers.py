@@ -1,9 +1,12 @@
-"""The resolution tiers that the page offers."""
+"""The resolution tiers that page and batch offer."""
 
 from dataclasses import dataclass
 
 from liveavatar.config import SamplingConfig
+from liveavatar.plan.shapes import Network
 from liveavatar.request import SizeOption
+
+_SMALL_WIDTH = 512
 
 
 @dataclass(frozen=True)
@@ -24,3 +27,15 @@ TIERS = (
     Tier("balanced", SizeOption(688, 368), SamplingConfig(num_clip=50)),
     Tier("high", SizeOption(704, 384), SamplingConfig(num_clip=20)),
 )
+
+DEMO_TIERS = (
+    Tier("fast", SizeOption(128, 128), SamplingConfig(num_clip=50, num_steps=4)),
+    Tier("balanced", SizeOption(192, 192), SamplingConfig(num_clip=50, num_steps=4)),
+    Tier("high", SizeOption(256, 256), SamplingConfig(num_clip=50, num_steps=4)),
+)
+"""The tiers of a model small enough for a CPU: the same names, sizes that stay quick there."""
+
+
+def tiers_of(network: Network) -> tuple[Tier, ...]:
+    """The tiers of a network, by its size."""
+    return DEMO_TIERS if network.transformer.dim <= _SMALL_WIDTH else TIERS

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from liveavatar.errors import ConfigError
-from liveavatar.plan.tiers import TIERS
-from webui.settings import DEMO_TIERS, ServerSettings, read_settings
+from liveavatar.plan.tiers import DEMO_TIERS, TIERS
+from webui.settings import ServerSettings, read_settings
 
 
 def read(folder: Path, text: str, demo: bool = False) -> ServerSettings:

@@ -21,11 +21,12 @@ from liveavatar.engine.supervisor import Supervisor, SupervisorSettings
 from liveavatar.jobs.spool import Spool
 from liveavatar.jobs.store import JobStore, sqlite_url
 from liveavatar.media.reader_process import MediaReader
+from liveavatar.plan.tiers import DEMO_TIERS
 from webui.mounting import mount_page
 from webui.offers import ServedModel
 from webui.server import Access, create_app
 from webui.service import Service
-from webui.settings import DEMO_TIERS, ServerSettings
+from webui.settings import ServerSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 PORTRAIT, SPEECH = ROOT / "examples" / "maya.png", ROOT / "examples" / "maya.wav"
