@@ -87,16 +87,8 @@ def outcome(group: WorkerGroup, number: int) -> Finished | Refused:
 
 
 def wait_for_progress(group: WorkerGroup, number: int) -> None:
-    wait_for_frames(group, number, 1)
-
-
-def wait_for_frames(group: WorkerGroup, number: int, frames: int) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while time.monotonic() < deadline:
-        event = group.next_event(1.0)
-        if isinstance(event, Progress) and event.number == number and event.frames >= frames:
-            return
-    raise AssertionError(f"job {number} did not get to {frames} frames")
+    """Wait for the first frames of a job."""
+    until(group, lambda e: isinstance(e, Progress) and e.number == number and bool(e.frames))
 
 
 def until_it_ends(group: WorkerGroup) -> None:
@@ -107,22 +99,21 @@ def until_it_ends(group: WorkerGroup) -> None:
 
 def until_it_speaks(group: WorkerGroup, rank: int) -> None:
     """Wait for the first report of a rank that starts."""
-    deadline = time.monotonic() + WAIT_S
-    while time.monotonic() < deadline:
-        event = group.next_event(1.0)
-        if isinstance(event, RankStatus) and event.rank == rank:
-            return
-    raise AssertionError(f"rank {rank} said nothing")
+    until_rank(group, rank, lambda _: True)
 
 
-def until_it_works_on(group: WorkerGroup, rank: int, work: str) -> None:
-    """Wait for a report of a rank that names its work."""
+def until(group: WorkerGroup, is_it: Callable[[object], bool]) -> None:
+    """Wait for an event."""
     deadline = time.monotonic() + WAIT_S
     while time.monotonic() < deadline:
-        event = group.next_event(1.0)
-        if isinstance(event, RankStatus) and event.rank == rank and work in event.item:
+        if is_it(group.next_event(1.0)):
             return
-    raise AssertionError(f"rank {rank} did not work on {work}")
+    raise AssertionError("what was awaited did not happen")
+
+
+def until_rank(group: WorkerGroup, rank: int, says: Callable[[RankStatus], bool]) -> None:
+    """Wait for a report of a rank that says so."""
+    until(group, lambda e: isinstance(e, RankStatus) and e.rank == rank and says(e))
 
 
 def is_running(pid: int) -> bool:

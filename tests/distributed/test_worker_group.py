@@ -15,12 +15,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from liveavatar.config import SamplingConfig
 from liveavatar.engine.group import WorkerGroup
-from liveavatar.engine.messages import Finished, Refused, RenderJob
+from liveavatar.engine.messages import Finished, Progress, Refused, RenderJob
 from liveavatar.errors import DeadlineError, WorkerDiedError
 from liveavatar.media.live_file import measure_live_file
 from liveavatar.random_checkpoint import write_checkpoint
@@ -32,9 +30,10 @@ from tests.distributed.rendering import (
     running,
     spec,
     started,
+    until,
     until_it_ends,
     until_it_speaks,
-    until_it_works_on,
+    until_rank,
     wait_for_progress,
 )
 from tests.unit.mp4_material import decode_video
@@ -235,27 +234,33 @@ def test_a_killed_rank_is_named_and_takes_the_group_with_it(
     assert not list(folders.glob("liveavatar-*"))
 
 
-@pytest.mark.parametrize(
-    ("victim", "work"), [(1, "condition"), (2, "block")], ids=["prefill", "decode"]
-)
-def test_a_rank_killed_at_this_work_is_named(
-    tiny: Path, studio: Studio, victim: int, work: str
-) -> None:
-    # One step, and a picture so large that the condition alone takes a good part of a second.
-    portrait = np.full((320, 320, 3), 128, np.uint8)
-    sampling = SamplingConfig(num_steps=1, infer_frames=12, num_clip=1)
+def killed(group: WorkerGroup, victim: int) -> None:
+    """Kill a rank; it has to be named, and no other may be left."""
+    ranks = group.pids()
+    os.kill(ranks[victim], signal.SIGKILL)
+    began = time.monotonic()
+    with pytest.raises(WorkerDiedError, match=f"^rank {victim} was killed by signal 9$"):
+        until_it_ends(group)
+    assert time.monotonic() - began < 10
+    group.kill()
+    assert none_runs(ranks, within_s=0)
+
+
+def test_a_rank_killed_with_the_condition_in_its_hands_is_named(tiny: Path, studio: Studio) -> None:
     with running(started(spec(tiny))) as group:
-        for _ in range(20):
-            group.submit(studio.job(0.4, portrait_HWC=portrait, sampling=sampling))
-        until_it_works_on(group, victim, work)
-        os.kill(group.pids()[victim], signal.SIGKILL)
-        began = time.monotonic()
-        with pytest.raises(WorkerDiedError, match=f"^rank {victim} was killed by signal 9$"):
-            until_it_ends(group)
-        assert time.monotonic() - began < 10
-        ranks = group.pids()
-        group.kill()
-        assert none_runs(ranks, within_s=0)
+        os.kill(group.pids()[1], signal.SIGSTOP)  # what stage 0 sends it now, it never prefills
+        group.submit(studio.job())
+        until(group, lambda event: isinstance(event, Progress) and event.stage == "rendering")
+        for _ in range(2):
+            until_rank(group, 0, lambda status: not status.item)  # it has done its part, and waits
+        killed(group, 1)
+
+
+def test_a_rank_killed_while_it_decodes_is_named(tiny: Path, studio: Studio) -> None:
+    with running(started(spec(tiny))) as group:
+        group.submit(studio.long_job())
+        until_rank(group, 2, lambda status: "block" in status.item)
+        killed(group, 2)
 
 
 @pytest.mark.parametrize("victim", [0, 1])
