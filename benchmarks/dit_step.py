@@ -34,6 +34,7 @@ from liveavatar.model.audio_injection import BlockAudio
 from liveavatar.model.checkpoint import Placement
 from liveavatar.model.denoiser import Denoiser, Item, TokenGrid
 from liveavatar.model.fp8 import quantise_linears
+from liveavatar.model.layer_shelf import LayerShelf, run_from_shelf
 from liveavatar.model.transformer import Layer, TimeTable, Transformer
 from liveavatar.parallel.recorded import RecordedDenoiser
 from liveavatar.plan import transformer_memory as stage
@@ -62,6 +63,7 @@ class Setting:
         recorded: whether forwards are replayed as CUDA graphs.
         forwards: timed ones.
         profiled: whether the kernels of one more forward are listed.
+        on_shelf: whether layers come from host memory for every forward.
     """
 
     config: TransformerConfig
@@ -73,6 +75,7 @@ class Setting:
     recorded: bool
     forwards: int
     profiled: bool = False
+    on_shelf: bool = False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -80,8 +83,10 @@ class Setting:
         return Placement.planned(self.device, self.precision).dtype
 
 
-def random_transformer(config: TransformerConfig, where: Placement) -> Transformer:
-    """Build a transformer with random weights on the device, quantised layer by layer."""
+def random_transformer(
+    config: TransformerConfig, where: Placement, shelf: LayerShelf | None = None
+) -> Transformer:
+    """Build a transformer with random weights, quantised layer by layer; layers go to a shelf."""
     torch.manual_seed(0)
     with torch.device("meta"):
         transformer = Transformer(config, None, where.dtype, quantised_cache=where.quantised_cache)
@@ -94,6 +99,10 @@ def random_transformer(config: TransformerConfig, where: Placement) -> Transform
                 parameter.data.add_(1.0)
         if where.quantised_weights and isinstance(part, Layer):
             quantise_linears(part)
+        if shelf is not None and isinstance(part, Layer):
+            shelf.put(part)
+    if shelf is not None:
+        run_from_shelf(transformer, shelf)
     return transformer.requires_grad_(False).eval()
 
 
@@ -205,6 +214,7 @@ def measure(setting: Setting, transformer: Transformer, ceilings: Ceilings) -> d
         "precision": str(setting.precision),
         "compiled": setting.compiled,
         "recorded": setting.recorded,
+        "on_shelf": setting.on_shelf,
         "steps": steps,
         "backend": forwards.denoiser.backend,
         "warm_up_s": round(warm_up_s, 1),
@@ -253,6 +263,9 @@ def _memory(setting: Setting, held: set[int]) -> dict[str, Any]:
     machine = Machine(2, 2**40)
     planned = estimate_layout(network, setting.size_hw, sampling, machine, setting.precision)
     rank = planned.ranks[0]
+    if setting.on_shelf:
+        rooms = stage.shelf_weights(setting.config, setting.precision)
+        rank = replace(rank, weights=rooms)
     free, total = torch.cuda.mem_get_info()
     peak = torch.cuda.max_memory_allocated()
     return {
@@ -277,6 +290,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--sample_steps", type=int, default=4, help="rings that are held; each forward is one step")
     add("--compile", action=argparse.BooleanOptionalAction, default=True)
     add("--record", action=argparse.BooleanOptionalAction, default=True, help="CUDA graphs")
+    add("--on_shelf", action="store_true", help="layers come from host memory; not recorded")
     add("--forwards", type=int, default=20)
     add("--profile", action="store_true", help="list the kernels of one more forward, with --json")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -294,7 +308,8 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     device = torch.device(options.device)
     sizes = [parse_size(size) for size in options.size.split(",")]
     for precision in map(parse_precision, options.precision.split(",")):
-        transformer = random_transformer(config, Placement.planned(device, precision))
+        shelf = LayerShelf(device) if options.on_shelf else None
+        transformer = random_transformer(config, Placement.planned(device, precision), shelf)
         for size in sizes:
             size_hw = (size.height, size.width)
             setting = Setting(
@@ -304,7 +319,8 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 precision=precision,
                 device=device,
                 compiled=options.compile,
-                recorded=options.record,
+                recorded=options.record and not options.on_shelf,
+                on_shelf=options.on_shelf,
                 forwards=options.forwards,
                 profiled=options.profile,
             )
@@ -325,7 +341,9 @@ def one_line(report: dict[str, Any]) -> str:
     line = (
         f"dit_step {report['size']} {report['precision']}, {report['layers']} layers, "
         f"{'compiled' if report['compiled'] else 'eager'}, "
-        f"{'recorded' if report['recorded'] else 'by hand'}, {report['environment']['device']}: "
+        f"{'recorded' if report['recorded'] else 'by hand'}"
+        f"{', layers from the host' if report['on_shelf'] else ''}, "
+        f"{report['environment']['device']}: "
         f"{report['median_ms']} ms (p95 {report['p95_ms']}), {report['tflop_per_s']} TFLOP/s, "
         f"bound {report['bound_ms']} ms, {100 * report['share_of_bound']:.0f} % of it reached"
     )

@@ -62,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--ulysses_size", type=int, help="width of that group; must equal num_gpus_dit")
     add("--enable_vae_parallel", action="store_true", help="give the VAE a rank of its own")
     add("--enable_online_decode", action="store_true", help="decode every block, not every clip")
-    add("--offload_model", type=_switch, default=True, help="free the encoders before rendering")
+    add("--offload_model", type=_switch, default=True, help="little stays on the GPU")
     add("--tpp_mode", type=_switch, default=True, help="split layers; False: shard weights, FSDP")
     add("--mesh", help='"STAGESxTPxSP" ranks, product num_gpus_dit; all are stages by default')
     add("--save_file", type=Path, help="MP4 to write")

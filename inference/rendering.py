@@ -25,13 +25,14 @@ from liveavatar.engine.machine import detect_machine
 from liveavatar.engine.messages import Finished, RankStatus, Refused
 from liveavatar.engine.messages import Progress as Progressed
 from liveavatar.engine.resume import RING_LIMIT_BYTES, ring_bytes
-from liveavatar.errors import MediaError, MemoryShortError
+from liveavatar.errors import ConfigError, MediaError, MemoryShortError
 from liveavatar.host_memory import release_freed_memory
 from liveavatar.media.soundtrack import open_soundtrack
 from liveavatar.media.spoken_video import SpokenVideo
 from liveavatar.model.checkpoint import Placement
-from liveavatar.plan.layout import plan_layout
-from liveavatar.plan.precision import FLOAT32, Precision
+from liveavatar.model.layer_shelf import LayerShelf
+from liveavatar.plan.alone import LonePlan, plan_alone
+from liveavatar.plan.precision import Precision
 from liveavatar.plan.shapes import read_network
 from liveavatar.sampling import make_schedule
 from liveavatar.single_device import Models, RenderOptions, render, seeded_draws
@@ -47,11 +48,11 @@ class Loaded:
     conditions: Conditions
 
 
-def load(job: VideoJob, where: Placement) -> Loaded:
+def load(job: VideoJob, where: Placement, *, on_shelf: bool = False) -> Loaded:
     """Encode the inputs and load the networks.
 
     With `offload_model` the encoders are gone before the transformer comes, so that the peak is the
-    larger of the two and not their sum.
+    larger of the two and not their sum; `on_shelf` then keeps its layers in host memory.
     """
     checkpoint = job.checkpoint
     assert checkpoint is not None
@@ -63,6 +64,7 @@ def load(job: VideoJob, where: Placement) -> Loaded:
         checkpoint.load_vae_encoder(where),
     )
     early = None if job.options.offload_model else checkpoint.load_transformer(where)
+    shelf = LayerShelf(where.device) if on_shelf else None
     inputs = job.take_inputs()
     conditions = encode_conditions(
         encoders,
@@ -76,7 +78,7 @@ def load(job: VideoJob, where: Placement) -> Loaded:
     if early is None:
         del encoders
     release_freed_memory()
-    transformer = early or checkpoint.load_transformer(where)
+    transformer = early or checkpoint.load_transformer(where, shelf=shelf)
     decoder = checkpoint.load_vae_decoder(where)
     return Loaded(Models(transformer, embedder, decoder), conditions)
 
@@ -118,9 +120,9 @@ def render_here(job: VideoJob, leftovers: Leftovers, started: float) -> Progress
 
 
 def _render_here(job: VideoJob, leftovers: Leftovers, started: float) -> Progress:
-    precision = _precision(job)
-    loaded = load(job, _placement(precision))
-    with _points(job, leftovers, precision) as points:
+    plan = _plan(job)
+    loaded = load(job, _placement(plan.precision), on_shelf=plan.on_shelf)
+    with _points(job, leftovers, plan.precision) as points:
         return _render_loaded(job, loaded, points, leftovers.frames, started)
 
 
@@ -197,19 +199,20 @@ def _placement(precision: Precision) -> Placement:
     return Placement.planned(torch.device("cuda"), precision)
 
 
-def _precision(job: VideoJob) -> Precision:
-    """float32 on the CPU; on a GPU the best precision planned to fit one, else the smallest."""
-    if not torch.cuda.is_available():
-        return FLOAT32
+def _plan(job: VideoJob) -> LonePlan:
+    """The first way that fits; ConfigError where none fits a GPU."""
     height, width = job.portrait_HWC.shape[:2]
     clips = math.ceil(job.timeline.num_frames / job.sampling.infer_frames)
-    plan = plan_layout(
+    plan = plan_alone(
         read_network(job.options.ckpt_dir),
         (height, width),
         replace(job.sampling, num_clip=clips),
-        replace(detect_machine(), num_gpus=1, share_media=True),
+        detect_machine(),
+        offload=job.options.offload_model,
     )
-    return plan.precision
+    if torch.cuda.is_available() and not plan.fits:
+        raise ConfigError(f"{width}*{height} {plan.verdict}; use a smaller size or more ranks")
+    return plan
 
 
 def render_in_group(job: VideoJob, leftovers: Leftovers, started: float) -> Progress:

@@ -23,6 +23,7 @@ from liveavatar.config import TransformerConfig
 from liveavatar.errors import CheckpointError
 from liveavatar.model.checkpoint_files import TensorFiles, load_into, open_tensor_files, require
 from liveavatar.model.fp8 import quantise_linears
+from liveavatar.model.layer_shelf import LayerShelf, run_from_shelf
 from liveavatar.model.lora import Adapter, open_adapter
 from liveavatar.model.transformer import ConditionEmbedder, Layer, Transformer
 from liveavatar.model.vae import Decoder, Encoder, VAEConfig
@@ -95,6 +96,7 @@ class Checkpoint:
         where: Placement,
         layers: range | None = None,
         cut: Callable[[Layer], None] | None = None,
+        shelf: LayerShelf | None = None,
     ) -> Transformer:
         """Build a range of layers, all by default, with the adapter merged.
 
@@ -104,6 +106,7 @@ class Checkpoint:
             where: device and precision.
             layers: which.
             cut: is given each layer when it is read, to keep a part of it, in place.
+            shelf: takes each finished layer off the device, and brings it when it is to run.
         """
         with torch.device("meta"):
             transformer = Transformer(
@@ -119,6 +122,10 @@ class Checkpoint:
                     cut(part)
                 if where.quantised_weights:
                     quantise_linears(part)
+                if shelf is not None:
+                    shelf.put(part)
+        if shelf is not None:
+            run_from_shelf(transformer, shelf)
         return transformer.eval()
 
     def load_condition_embedder(self, where: Placement) -> ConditionEmbedder:

@@ -144,6 +144,16 @@ def stage_weights(
     return total
 
 
+def shelf_weights(config: TransformerConfig, precision: Precision) -> int:
+    """Bytes on the device of all layers that wait in host memory: two of the largest, the ends.
+
+    See `liveavatar.model.layer_shelf`, whose alignment is left out.
+    """
+    injects = bool(config.audio_inject_layers)
+    rooms = 2 * layer_weights(config, precision, injects=injects)
+    return rooms + embedder_weights(config, precision) + head_weights(config)
+
+
 def condition_embedder_weights(config: TransformerConfig, precision: Precision) -> int:
     """Bytes of the embedding of time and speech, float32, and of text, on the media rank."""
     dim, narrow = config.dim, config.dim // 4

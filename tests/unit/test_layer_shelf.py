@@ -1,0 +1,136 @@
+"""Layers that wait in host memory make the same latents, with two of them on the device."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from liveavatar.conditioning import Conditions
+from liveavatar.config import SamplingConfig
+from liveavatar.model.checkpoint import Placement, open_checkpoint
+from liveavatar.model.fp8 import quantise_linears
+from liveavatar.model.layer_shelf import LayerShelf, ShelvedLayer, run_from_shelf
+from liveavatar.model.transformer import Transformer
+from liveavatar.plan import transformer_memory as stage
+from liveavatar.plan.alone import plan_alone
+from liveavatar.plan.layout import GIB, Machine
+from liveavatar.plan.precision import BFLOAT16, FLOAT32, Precision
+from liveavatar.plan.shapes import Network
+from liveavatar.random_checkpoint import TINY, write_checkpoint
+from liveavatar.single_device import Models, generate_latents, seeded_draws
+from tests.unit import tiny
+
+CPU = torch.device("cpu")
+CARD = Machine(1, int(22.15 * GIB))
+FAST = SamplingConfig(num_steps=3, infer_frames=32, num_clip=10)
+
+
+@pytest.fixture(scope="module", params=["float32", "fp8"])
+def both(request: pytest.FixtureRequest) -> tuple[Transformer, Transformer, LayerShelf]:
+    """A transformer, and its like whose layers are on a shelf."""
+    dtype = torch.float32 if request.param == "float32" else torch.bfloat16
+    resident, shelved = (tiny.stage(range(4), TINY, dtype) for _ in range(2))
+    shelf = LayerShelf(CPU)
+    for transformer in (resident, shelved):
+        for layer in transformer.stack:
+            if request.param == "fp8":
+                quantise_linears(layer)
+            if transformer is shelved:
+                shelf.put(layer)
+    run_from_shelf(shelved, shelf)
+    return resident, shelved, shelf
+
+
+def made_by(transformer: Transformer, dtype: torch.dtype) -> Iterator[torch.Tensor]:
+    work = tiny.job(5)
+    inputs = work.conditions
+    conditions = replace(
+        inputs,
+        reference_CFHW=inputs.reference_CFHW.to(dtype),
+        motion_CFHW=inputs.motion_CFHW.to(dtype),
+        text_LD=inputs.text_LD.to(dtype),
+    )
+    models = replace(tiny.models(TINY, dtype), transformer=transformer)
+    return generate_latents(models, conditions, work.timeline, work.schedule, work.draws)
+
+
+def test_latents_have_the_bits_of_resident_layers(
+    both: tuple[Transformer, Transformer, LayerShelf],
+) -> None:
+    resident, shelved, shelf = both
+    dtype = resident.stack[0].norm3.weight.dtype
+    assert all(map(torch.equal, made_by(shelved, dtype), made_by(resident, dtype)))
+    on_device = [room.data_ptr() for room in shelf._rooms]
+    weights = [layer.layer.norm3.weight.data_ptr() for layer in shelved.stack]
+    near = [any(0 <= at - room < shelf.device_bytes // 2 for room in on_device) for at in weights]
+    assert sum(near) == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not (torch.cuda.is_available() or os.environ.get("REQUIRE_GPUS")), reason="no CUDA device"
+)
+def test_latents_on_a_gpu_have_the_bits_of_resident_layers() -> None:
+    device = torch.device("cuda")
+    resident, shelved = (tiny.stage(range(4), TINY).to(device) for _ in range(2))
+    shelf = LayerShelf(device)
+    for layer in shelved.stack:
+        shelf.put(layer)
+    run_from_shelf(shelved, shelf)
+    work = tiny.job(5)
+    moved = Conditions(*(tensor.to(device) for tensor in vars(work.conditions).values()))
+    draws = seeded_draws(0, moved.reference_CFHW)
+    embedder = deepcopy(tiny.embedder()).to(device)
+    made = [
+        [
+            latent.cpu()
+            for latent in generate_latents(
+                Models(transformer, embedder, tiny.models().decoder),
+                moved,
+                work.timeline,
+                work.schedule,
+                draws,
+            )
+        ]
+        for transformer in (shelved, resident)
+    ]
+    assert len(made[0]) == 5
+    assert all(map(torch.equal, *made))
+
+
+def test_a_checkpoint_is_read_onto_a_shelf(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path)
+    checkpoint, where = open_checkpoint(tmp_path), Placement(CPU, torch.float32)
+    shelf = LayerShelf(CPU)
+    shelved = checkpoint.load_transformer(where, shelf=shelf)
+    resident = checkpoint.load_transformer(where)
+    assert all(isinstance(layer, ShelvedLayer) for layer in shelved.stack)
+    assert all(map(torch.equal, made_by(shelved, torch.float32), made_by(resident, torch.float32)))
+    planned = 2 * stage.layer_weights(checkpoint.config, FLOAT32, injects=True)
+    assert planned <= shelf.device_bytes < 1.1 * planned
+
+
+def test_one_small_card_makes_the_fast_tier_from_a_shelf_and_not_without() -> None:
+    plan = plan_alone(Network(), (256, 384), FAST, CARD, offload=True)
+    assert (plan.fits, plan.on_shelf, plan.precision) == (True, True, BFLOAT16)
+    assert "layers in host memory" in plan.verdict
+    assert not plan_alone(Network(), (256, 384), FAST, CARD, offload=False).fits
+
+
+def test_a_large_card_keeps_its_layers() -> None:
+    large = replace(CARD, memory_bytes=80 * GIB)
+    plan = plan_alone(Network(), (256, 384), FAST, large, offload=True)
+    assert (plan.fits, plan.on_shelf) == (True, False)
+
+
+def test_rings_that_do_not_fit_beside_a_shelf_are_refused() -> None:
+    plan = plan_alone(Network(), (640, 384), SamplingConfig(num_clip=50), CARD, offload=True)
+    assert not plan.fits
+    assert plan.precision == Precision("fp8", "8-bit")
+    assert "does not fit" in plan.verdict
