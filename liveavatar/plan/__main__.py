@@ -2,8 +2,10 @@
 
     python -m liveavatar.plan [--size 688*368] [--gpus 4] [--gpu_memory_gib 22.15] [--model DIR]
 
-Without --size there is one block per tier. Exit status: 0 when everything shown fits, 1 when it
-does not, 2 for input that cannot be used, said in one line.
+Without --size there is one block per tier. With --tune REPORT, a JSON file that --batch
+wrote beside a video, it proposes clip length, clips and split for what was measured (`tuning.py`).
+Exit status: 0 when everything shown fits, 1 when it does not, 2 for input that cannot be used, said
+in one line.
 """
 
 import argparse
@@ -22,6 +24,8 @@ from liveavatar.media.portrait import fit_size
 from liveavatar.plan.layout import GIB, LayoutPlan, Machine, plan_layout
 from liveavatar.plan.shapes import Network, read_network
 from liveavatar.plan.tiers import TIERS, Tier
+from liveavatar.plan.tune_command import as_record, as_text, read_report
+from liveavatar.plan.tuning import advise
 from liveavatar.request import SizeOption, parse_size
 
 PORTRAIT_HW = (1920, 1080)
@@ -72,6 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"what one GPU offers to programs, default {GPU_MEMORY_GIB}; with --gpus 0 the host's",
     )
     add("--model", type=Path, help="checkpoint folder; the published 14B shape by default")
+    add("--tune", type=Path, metavar="REPORT", help="propose settings from a video's report")
     add("--json", action="store_true", help="print one JSON object")
     return parser
 
@@ -157,8 +162,23 @@ def _record(tier: Tier, plan: LayoutPlan) -> dict[str, Any]:
     }
 
 
+def _tune(options: argparse.Namespace) -> int:
+    network = Network() if options.model is None else read_network(options.model)
+    measured = read_report(options.tune, _machine(options).memory_bytes)
+    advice = advise(network, measured)
+    text = (
+        json.dumps(as_record(measured, advice), indent=2)
+        if options.json
+        else as_text(measured, advice)
+    )
+    sys.stdout.write(text + "\n")
+    return EXIT_FITS
+
+
 def run(options: argparse.Namespace) -> int:
     """Plan and print; returns the exit status."""
+    if options.tune is not None:
+        return _tune(options)
     machine = _machine(options)
     network = Network() if options.model is None else read_network(options.model)
     planned = []
