@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import hashlib
 import hmac
 import html
 import os
 import secrets
+import tempfile
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -34,6 +36,7 @@ OPEN_PATHS = ("/login", "/login/", "/healthz")
 
 _SESSION_S = 14 * 24 * 3600
 _MAX_FORM_BYTES = 4096
+_SECRET_BYTES = 32
 _FAILURES_S = 60.0
 _MOST_FAILURES = 10  # of one sender in that time
 _MOST_FAILURES_IN_ALL = 200
@@ -192,14 +195,24 @@ def read_accounts(text: str, source: str, key: bytes) -> Accounts:
 
 def installation_key(folder: Path) -> bytes:
     """The secret of an installation; made at the first call, readable by its owner only."""
-    path = folder / "secret.key"
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return path.read_bytes()
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(secrets.token_bytes(32))
-    return path.read_bytes()
+    return kept_secret(folder / "secret.key", secrets.token_bytes(_SECRET_BYTES))
+
+
+def kept_secret(path: Path, new: bytes) -> bytes:
+    """What a file of secret bytes holds; where there is none, it is made whole with `new`.
+
+    Raises:
+        ConfigError: it holds too little to be a secret, as after a full disk.
+    """
+    with tempfile.NamedTemporaryFile(dir=path.parent) as file:  # readable by its owner only
+        file.write(new)
+        file.flush()
+        with contextlib.suppress(FileExistsError):
+            os.link(file.name, path)
+    kept = path.read_bytes()
+    if len(kept) < _SECRET_BYTES:
+        raise ConfigError(f"'{path}' is damaged; remove it, and a new one is made")
+    return kept
 
 
 @router.get("/login")

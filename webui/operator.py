@@ -7,7 +7,6 @@ may do more than that anyway.
 from __future__ import annotations
 
 import hmac
-import os
 import secrets
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from fastapi import Request
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from webui.auth import USER_KEY, is_admin
+from webui.auth import USER_KEY, is_admin, kept_secret
 from webui.schemas import RefusalError
 
 TOKEN_FILE = "operator.token"
@@ -24,15 +23,8 @@ _USER = "operator's token"
 
 def operator_token(folder: Path) -> str:
     """The token of an installation; made at the first call, readable by its owner only."""
-    path = folder / TOKEN_FILE
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return path.read_text(encoding="ascii").strip()
-    token = secrets.token_urlsafe(32)
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        file.write(token + "\n")
-    return token
+    new = f"{secrets.token_urlsafe(32)}\n".encode("ascii")
+    return kept_secret(folder / TOKEN_FILE, new).decode("ascii").strip()
 
 
 class TokenGate:
