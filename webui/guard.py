@@ -25,6 +25,9 @@ CLIENT_KEY = "liveavatar.client"
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 
+_UPLOADS = ("/api/jobs", "/api/inspect", "/upload")
+_SMALL_BYTES = 1_000_000
+
 _HEADERS = {
     "Content-Security-Policy": content_policy(),
     "X-Content-Type-Options": "nosniff",
@@ -43,7 +46,7 @@ class GuardSettings:
     Attributes:
         hosts: names under which the server may be asked for, beside addresses and localhost.
         public_hosts: names of tunnels that lead here over https; may change while it runs.
-        body_bytes: largest request body.
+        body_bytes: largest upload; other requests may have 1 MB.
         body_pause_s: longest time without a byte of a body that is still to come, seconds.
         trusts_proxy: believe X-Forwarded-* headers, which a proxy of the operator's own sets.
     """
@@ -92,7 +95,8 @@ class Guard:
         is_public = _host_name(headers.get("host", "")) in self._settings.public_hosts
         told = self._settings.trusts_proxy or is_public
         scope[CLIENT_KEY] = _sender(scope, headers.getlist("x-forwarded-for") if told else [])
-        if is_public:
+        proto = headers.get("x-forwarded-proto", "") if self._settings.trusts_proxy else ""
+        if is_public or proto.strip().lower() == "https":
             scope["scheme"] = "https"
         if not self._settings.trusts_proxy:
             scope["headers"] = [
@@ -113,7 +117,7 @@ class Guard:
         if scope["method"] not in SAFE_METHODS and not _is_same_origin(headers):
             return 403, "origin: the request comes from another site"
         path = unquote(scope["path"])
-        if ".." in path.split("/") or "\0" in path:
+        if not path.startswith("/") or ".." in path.split("/") or "\0" in path:
             return 404, "there is nothing here"
         return self._size_refusal(scope, headers)
 
@@ -124,8 +128,10 @@ class Guard:
         if stated is None:
             chunked = "transfer-encoding" in headers
             return (411, "content-length: is missing; state it") if chunked else None
-        if not stated.isdecimal() or len(stated) > 15 or int(stated) > self._settings.body_bytes:
-            most = self._settings.body_bytes
+        # What is no upload is read into memory by whoever gets it.
+        is_upload = scope["path"].rstrip("/") in _UPLOADS
+        most = self._settings.body_bytes if is_upload else _SMALL_BYTES
+        if not stated.isdecimal() or len(stated) > 15 or int(stated) > most:
             return 413, f"the request is larger than {most / 1e6:g} MB, the most that is accepted"
         return None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import atexit
 import contextlib
 import http.server
 import json
@@ -9,14 +11,21 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 
 from tests.web.live_server import ROOT, free_port, wait_until
+
+_Result = TypeVar("_Result")
+
+# One for all: making one takes longer than most requests.
+_CLIENT = httpx.Client(timeout=30)
+atexit.register(_CLIENT.close)
 
 SECRET = "known to nobody outside"
 
@@ -40,8 +49,8 @@ class Target:
 
     def request(self, method: str, path: str, **options: Any) -> httpx.Response:
         """Ask, as a stranger without cookies does."""
-        options.setdefault("timeout", 30)
-        return httpx.request(method, self.address + path, **options)
+        _CLIENT.cookies.clear()
+        return _CLIENT.request(method, self.address + path, **options)
 
     def get(self, path: str, **options: Any) -> httpx.Response:
         return self.request("GET", path, **options)
@@ -75,6 +84,12 @@ class Target:
                     message = json.loads(line.removeprefix("data: "))
                     return message["output"].get("data") if message["success"] else None
         return None
+
+
+def run_apart(work: Coroutine[Any, Any, _Result]) -> _Result:
+    """Run in a thread of its own: Gradio makes no locks in one whose event loop was closed."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, work).result(100)
 
 
 @contextlib.contextmanager

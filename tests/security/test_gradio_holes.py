@@ -365,3 +365,13 @@ def test_every_answer_carries_the_headers(ours: Target) -> None:
         script = next(part for part in policy.split("; ") if part.startswith("script-src"))
         assert "unsafe" not in script, path
         assert headers["referrer-policy"] == "same-origin"
+
+
+@pytest.mark.parametrize("path", ["/login", "/queue/join", "/call/status", "/api/group/ceiling"])
+def test_what_is_no_upload_is_small_before_it_is_read(ours: Target, path: str) -> None:
+    parts = urlsplit(ours.address)
+    for kind in ("application/json", "multipart/form-data; boundary=b"):
+        with socket.create_connection((parts.hostname, parts.port), timeout=10) as connection:
+            head = f"POST {path} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: {kind}\r\n"
+            connection.sendall(f"{head}Content-Length: 1100000\r\n\r\n".encode())
+            assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")  # no byte was sent

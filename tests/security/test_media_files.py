@@ -148,10 +148,9 @@ def test_a_file_that_takes_too_long_is_given_up() -> None:
 def test_a_reader_that_dies_is_replaced(reader: MediaReader) -> None:
     facts = reader.portrait(PORTRAIT, PortraitLimits())
     assert facts.size_hw == load_portrait(PORTRAIT).rgb.shape[:2]
-    killed = children()
-    for child in killed:
-        os.kill(child, signal.SIGKILL)
-    wait_until(lambda: not any(is_running(Path(f"/proc/{child}")) for child in killed), "ended")
+    for child in reader._idle:
+        os.kill(child._process.pid, signal.SIGKILL)
+        child._process.wait(10)
     assert reader.portrait(PORTRAIT, PortraitLimits()) == facts
 
 

@@ -34,7 +34,7 @@ HELD = {
 # Development tools that are started, not imported.
 STARTED = {"mypy", "pytest-timeout", "pytest-xdist", "ruff"}
 COMMANDS = [
-    *(f"scripts/{name}" for name in ("run", "generate", "test", "lint", "bench", "lock")),
+    *(f"scripts/{name}" for name in ("run", "generate", "test", "lint", "bench", "lock", "audit")),
     ".ci/run",
 ]
 COMMANDS += ["run_4gpu_tpp.sh", "guardian.sh", "monitor_gpu.sh"]
