@@ -89,7 +89,7 @@ def random_transformer(
     """Build a transformer with random weights, quantised layer by layer; layers go to a shelf."""
     torch.manual_seed(0)
     with torch.device("meta"):
-        transformer = Transformer(config, None, where.dtype, quantised_cache=where.quantised_cache)
+        transformer = Transformer(config, None, where.dtype, cache_kind=where.cache_kind)
     for _, part in transformer.parts():
         part.to_empty(device=where.device)
         for name, parameter in part.named_parameters():

@@ -148,15 +148,21 @@ class VideoDecoder:
         self.remaining = num_frames
         self._held_THWC = portrait_HWC.cpu().expand(HELD_FRAMES, -1, -1, -1)
         self._state = new_decoder_state(decoder, *portrait_HWC.shape[:2])
-        warm_up_CFHW = motion_CFHW[:, :WARM_UP_LATENT_FRAMES]
-        # No more at once than a block has, so that it takes no more memory than the blocks do.
-        for part_CFHW in torch.split(warm_up_CFHW, LATENT_FRAMES_PER_BLOCK, dim=1):
-            decode_step(decoder, part_CFHW, self._state)
+        self._beginning_CFHW = motion_CFHW[:, :WARM_UP_LATENT_FRAMES]
         self._skipped = HELD_FRAMES
         self._num_frames = num_frames
 
+    def begin(self) -> None:
+        """Decode the still beginning, unless that is done; the first latents would wait for it."""
+        # No more at once than a block has, so that it takes no more memory than the blocks do.
+        for start in range(0, self._beginning_CFHW.shape[1], LATENT_FRAMES_PER_BLOCK):
+            part_CFHW = self._beginning_CFHW[:, start : start + LATENT_FRAMES_PER_BLOCK]
+            decode_step(self.decoder, part_CFHW, self._state)
+        self._beginning_CFHW = self._beginning_CFHW[:, :0]
+
     def snapshot(self) -> dict[str, Tensor]:
         """Copy what the decoder remembers to host memory, for a resume point."""
+        self.begin()
         return self._state.snapshot()
 
     def restore(self, tensors: dict[str, Tensor], frames_done: int) -> None:
@@ -166,6 +172,7 @@ class VideoDecoder:
             CheckpointError: the snapshot is of another decoder or another size.
         """
         self._state.restore(tensors)
+        self._beginning_CFHW = self._beginning_CFHW[:, :0]
         self._held_THWC = self._held_THWC[:0]
         self._skipped = 0
         self.remaining = self._num_frames - frames_done
@@ -175,6 +182,7 @@ class VideoDecoder:
 
         T is 4F, less 3 at the first call.
         """
+        self.begin()
         decoded = decode_step(self.decoder, latent_CFHW, self._state)[:, self._skipped :]
         self._skipped = 0
         return decoded

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from liveavatar.config import SamplingConfig
+from liveavatar.config import FRAMES_PER_BLOCK, SamplingConfig
 from liveavatar.engine.messages import GroupSpec, RandomWeights
 from liveavatar.errors import ConfigError
 from liveavatar.plan.layout import CUDA_CONTEXT_BYTES, LayoutPlan, Machine, plan_layout
 from liveavatar.plan.shapes import Network, read_network
+
+_MOST_WARM_UP_BLOCKS = 8
 
 
 @dataclass(frozen=True)
@@ -77,10 +79,22 @@ def group_spec(
         weight_bytes=tuple(rank.weights + rank.encoders for rank in plan.ranks),
         jobs_at_once=max(1, plan.jobs_at_once),
         warm_up_hw=plan.size_hw,
+        warm_up_sampling=_warm_up_sampling(plan),
         tp_degree=machine.sharing.tp_degree,
         sp_degree=machine.sharing.sp_degree,
         sharded=machine.sharing.sharded,
     )
+
+
+def _warm_up_sampling(plan: LayoutPlan) -> SamplingConfig:
+    """One block, which is all that a CPU is slow with at first; on GPUs all that is recorded.
+
+    A window and one more block show a stage every phase of a job, see `parallel/recorded.py`.
+    """
+    one_block = SamplingConfig(num_steps=2, infer_frames=FRAMES_PER_BLOCK)
+    if not plan.machine.num_gpus or plan.sampling.window_blocks > _MOST_WARM_UP_BLOCKS:
+        return one_block
+    return replace(plan.sampling, num_clip=2)
 
 
 def _threads(num_ranks: int) -> int:

@@ -194,6 +194,8 @@ class MediaRank:
         opened = _OpenJob(job, conditions, decoder, video, points, first_block, first_latent)
         self._open[job.number] = opened
         self._send_opening(opened)
+        with self._activity.computing(f"job {job.number} beginning"):
+            decoder.begin()  # while the stages work on the first block
 
     def _send_opening(self, opened: _OpenJob) -> None:
         job, conditions, embedder = opened.job, opened.conditions, self.networks.embedder

@@ -8,14 +8,14 @@ media rank -> supervisor    Progress, Finished, Refused
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from liveavatar.config import SamplingConfig
+from liveavatar.config import FRAMES_PER_BLOCK, SamplingConfig
 from liveavatar.errors import ConfigError
 from liveavatar.media.sound_mix import Mix
 from liveavatar.parallel.mesh import Mesh
@@ -55,7 +55,8 @@ class GroupSpec:
         memory_limits: bytes torch may hold of each rank's GPU; 0, or no entries, for no limit.
         weight_bytes: of each rank's weights, to tell how far loading is; may be empty.
         jobs_at_once: jobs whose caches the stages may hold at the same time, 1 or 2.
-        warm_up_hw: height and width of the block that is made before the group is ready.
+        warm_up_hw: height and width of what is made before the group is ready.
+        warm_up_sampling: and how it is sampled.
         transport: way of the tensors between stages: "sockets" through host memory; "direct" by
             NCCL, where each stage rank has a GPU of its own, or by gloo on the CPU; "auto" for
             direct by NCCL where that works, else sockets.
@@ -80,6 +81,9 @@ class GroupSpec:
     weight_bytes: tuple[int, ...] = ()
     jobs_at_once: int = 2
     warm_up_hw: tuple[int, int] = (64, 64)
+    warm_up_sampling: SamplingConfig = field(
+        default_factory=lambda: SamplingConfig(num_steps=2, infer_frames=FRAMES_PER_BLOCK)
+    )
     transport: Transport = "auto"
 
     def __post_init__(self) -> None:

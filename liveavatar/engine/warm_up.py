@@ -1,7 +1,8 @@
-"""The first block a group makes, before it says that it is ready, so that no user waits for it.
+"""The first blocks a group makes, before it says that it is ready, so that no user waits for them.
 
-Libraries choose and load their kernels when they are used for the first time, and allocators take
-their memory: the first block through all ranks takes several times as long as the second.
+Libraries choose and load their kernels when they are used for the first time, kernels are compiled,
+forwards are recorded, and allocators take their memory: the first block through all ranks takes
+several times as long as the second.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from liveavatar.config import FRAMES_PER_BLOCK, SPEECH_RATE_HZ, SamplingConfig
+from liveavatar.config import FPS, FRAMES_PER_BLOCK, SPEECH_RATE_HZ, SamplingConfig
 from liveavatar.engine.media_rank import MediaRank
 from liveavatar.engine.messages import Finished, GroupSpec, RenderJob
 from liveavatar.engine.preparation import Preparation
@@ -24,35 +25,37 @@ NUMBER = 0
 
 
 def warm_up(media: MediaRank, spec: GroupSpec) -> None:
-    """Make one block in the group of `media`, whose stages have begun to serve.
+    """Make a short video in the group of `media`, whose stages have begun to serve.
 
     Raises:
         EngineError: the block could not be made.
     """
     said: list[object] = []
     jobs = Preparation(said.append)
-    jobs.submit(warm_up_job(spec.folder, spec.warm_up_hw))
+    jobs.submit(warm_up_job(spec.folder, spec.warm_up_hw, spec.warm_up_sampling))
     jobs.stop()
     media.serve(jobs, said.append)
     if not isinstance(said[-1], Finished):
         raise EngineError(f"the first block could not be made: {said[-1]}")
 
 
-def warm_up_job(folder: Path, size_hw: tuple[int, int]) -> RenderJob:
-    """A job of one block: a grey portrait, a second of silence.
+def warm_up_job(folder: Path, size_hw: tuple[int, int], sampling: SamplingConfig) -> RenderJob:
+    """A job of a grey portrait and silence: of a window of blocks and, with two clips, one more.
 
     Args:
         folder: where its sound and its video go.
         size_hw: height and width of the video.
+        sampling: of the video.
     """
+    num_blocks = sampling.window_blocks + (sampling.num_clip > 1)
+    num_samples = max(1.0, num_blocks * FRAMES_PER_BLOCK / FPS) * SPEECH_RATE_HZ
     sound = folder / "warm_up.wav"
     with wave.open(str(sound), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(SPEECH_RATE_HZ)
-        file.writeframes(bytes(2 * SPEECH_RATE_HZ))
+        file.writeframes(bytes(2 * round(num_samples)))
     speech = load_speech(sound)
-    sampling = SamplingConfig(num_steps=2, infer_frames=FRAMES_PER_BLOCK, num_clip=1)
     return RenderJob(
         number=NUMBER,
         portrait_HWC=np.full((*size_hw, 3), 128, np.uint8),

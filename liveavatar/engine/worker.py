@@ -10,7 +10,9 @@ import os
 import signal
 import time
 import traceback
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -47,6 +49,7 @@ class _Rank:
         self._started = time.monotonic()
         device = torch.device(spec.devices[rank])
         if device.type == "cuda":
+            _keep_kernels()
             torch.cuda.set_device(device)
             if limit := spec.memory_limit(rank):
                 total = torch.cuda.get_device_properties(device).total_memory
@@ -64,6 +67,18 @@ class _Rank:
     def seconds(self) -> float:
         """Since this rank began."""
         return time.monotonic() - self._started
+
+
+def _keep_kernels() -> None:
+    """Let compiled kernels outlive a reboot, unlike in torch's own choice of a folder.
+
+    TORCHINDUCTOR_CACHE_DIR names another; without a writable home torch's own is used.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = Path(home) / "liveavatar" / "kernels"
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
 def worker_main(rank: int, spec: GroupSpec, owner: Owner) -> None:

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from liveavatar.model.fp8 import DTYPE as E4M3
+from liveavatar.model.fp8_attention import attend_e4m3
 from liveavatar.model.rope import Rotation, rotate
 
 
@@ -48,8 +50,10 @@ def attend(query_LNH: Tensor, kv: KeyValue) -> Tensor:
         kv: keys and values of the same dtype and device.
 
     Returns:
-        (L, N*H) or (F, L, N*H), dtype of the query.
+        (L, N*H) or (F, L, N*H), dtype of the query; see `attend_e4m3` for one in e4m3.
     """
+    if query_LNH.dtype == E4M3:
+        return attend_e4m3(query_LNH, kv.key_KNH, kv.value_KNH)
     # The fused kernels take four axes only; with three the scores would be written out.
     query, key, value = (
         tokens.transpose(-3, -2) if tokens.ndim == 4 else tokens.transpose(-3, -2)[None]

@@ -23,6 +23,7 @@ from liveavatar.config import TransformerConfig
 from liveavatar.errors import CheckpointError
 from liveavatar.model.checkpoint_files import TensorFiles, load_into, open_tensor_files, require
 from liveavatar.model.fp8 import quantise_linears
+from liveavatar.model.kv_cache import CacheKind
 from liveavatar.model.layer_shelf import LayerShelf, run_from_shelf
 from liveavatar.model.lora import Adapter, open_adapter
 from liveavatar.model.transformer import ConditionEmbedder, Layer, Transformer
@@ -42,6 +43,8 @@ TOKENIZER = "google/umt5-xxl"
 SPEECH_ENCODER = "wav2vec2-large-xlsr-53-english"
 VAE = "Wan2.1_VAE.pth"
 
+_CACHE_KINDS: dict[str, CacheKind] = {"8-bit": "8-bit", "e4m3": "e4m3"}
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -51,13 +54,13 @@ class Placement:
         device: of all its tensors.
         dtype: of its large matrices as they are read, and of activations.
         quantised_weights: whether the matrices of transformer layers are then rounded to e4m3.
-        quantised_cache: whether the transformer's jobs keep keys and values in 8 bits.
+        cache_kind: how the transformer's jobs keep keys and values.
     """
 
     device: torch.device
     dtype: torch.dtype
     quantised_weights: bool = False
-    quantised_cache: bool = False
+    cache_kind: CacheKind = "exact"
 
     @classmethod
     def planned(cls, device: torch.device, precision: Precision) -> Placement:
@@ -67,7 +70,7 @@ class Placement:
             device,
             torch.float32 if wide else torch.bfloat16,
             quantised_weights=precision.quantises_weights,
-            quantised_cache=precision.quantises_cache,
+            cache_kind=_CACHE_KINDS.get(precision.cache, "exact"),
         )
 
 
@@ -109,9 +112,7 @@ class Checkpoint:
             shelf: takes each finished layer off the device, and brings it when it is to run.
         """
         with torch.device("meta"):
-            transformer = Transformer(
-                self.config, layers, where.dtype, quantised_cache=where.quantised_cache
-            )
+            transformer = Transformer(self.config, layers, where.dtype, cache_kind=where.cache_kind)
         names = partial(stored_names, config=self.config)
         require(self.transformer_files, stored_shapes(transformer, names))
         for name, part in transformer.parts():

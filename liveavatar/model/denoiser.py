@@ -18,6 +18,7 @@ from liveavatar.config import LATENT_FRAMES_PER_BLOCK
 from liveavatar.model.attention import KeyValue
 from liveavatar.model.attention_backend import fastest_backend, preferring
 from liveavatar.model.audio_injection import BlockAudio, InjectedAudio, fill_audio
+from liveavatar.model.fp8 import DTYPE as E4M3
 from liveavatar.model.kv_cache import CacheShape, ExactCache, LayerCache, Phase
 from liveavatar.model.quantised_cache import QuantisedCache
 from liveavatar.model.rope import (
@@ -278,9 +279,10 @@ def _new_caches(transformer: Transformer, shape: CacheShape, like: Tensor) -> li
     """Make the zeroed caches of a range of layers, with the dtype and device of `like`."""
     heads = [layer.self_attn.num_heads for layer in transformer.stack]
     head_dim = transformer.config.head_dim
-    if not transformer.quantised_cache:
+    if transformer.cache_kind != "8-bit":
+        kept = E4M3 if transformer.cache_kind == "e4m3" else like.dtype
         return [
-            ExactCache(shape, count, head_dim, dtype=like.dtype, device=like.device)
+            ExactCache(shape, count, head_dim, dtype=like.dtype, device=like.device, kept=kept)
             for count in heads
         ]
     # One layer runs at a time, so that one workspace does for all.

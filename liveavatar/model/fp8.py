@@ -18,6 +18,12 @@ DTYPE = torch.float8_e4m3fn
 FIRST_CAPABILITY = (8, 9)
 """First CUDA compute capability with matrix units for e4m3, and row scales for them in torch."""
 
+ATTENDED_SCALE = 8.0
+"""Tokens that come in e4m3 come from attention, and are this many times what they stand for.
+
+They are averages of values: small numbers, which e4m3 holds better when they are larger.
+"""
+
 _SMALLEST = 1e-12
 
 
@@ -86,7 +92,8 @@ class Fp8Linear(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Multiply (..., in) to (..., out) in bfloat16."""
-        out = self.multiply(self.rule(tokens.flatten(0, -2)))
+        rows = tokens.flatten(0, -2)
+        out = self.multiply(_attended(rows) if tokens.dtype == DTYPE else self.rule(rows))
         return out.unflatten(0, tokens.shape[:-1])
 
     def multiply(self, tokens: Quantised) -> Tensor:
@@ -95,6 +102,11 @@ class Fp8Linear(nn.Module):
         if self.has_units:
             return _multiply(tokens, weight, self.bias)
         return _multiply_wide(tokens, weight, self.bias)
+
+
+def _attended(rows: Tensor) -> Quantised:
+    scale = torch.full((len(rows), 1), 1 / ATTENDED_SCALE, device=rows.device)
+    return Quantised(rows, scale)
 
 
 def quantise_linears(module: nn.Module) -> None:

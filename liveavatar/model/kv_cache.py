@@ -16,13 +16,17 @@ width.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from liveavatar.model.attention import KeyValue
+from liveavatar.model.fp8_attention import rounded_to
 from liveavatar.model.rope import Rotation, rotate, rotate_into
+
+CacheKind = Literal["exact", "8-bit", "e4m3"]
+"""As computed; int8 with scales, brought back for each forward; e4m3, and attended to as that."""
 
 
 @dataclass(frozen=True)
@@ -189,19 +193,24 @@ class ExactView:
 
     def write(self, own: KeyValue) -> None:
         """See `CacheView`."""
-        self.buffer.key_KNH[self.rows_T] = own.key_KNH
-        self.buffer.value_KNH[self.rows_T] = own.value_KNH
+        dtype = self.buffer.key_KNH.dtype
+        self.buffer.key_KNH[self.rows_T] = rounded_to(own.key_KNH, dtype)
+        self.buffer.value_KNH[self.rows_T] = rounded_to(own.value_KNH, dtype)
 
 
 class ExactCache:
-    """Keys and values of one layer of one job as they were computed.
+    """Keys and values of one layer of one job as they are attended to, and mostly were computed.
+
+    With a `kept` dtype of e4m3 they are rounded when they are written, and attention works on that;
+    conditions, whose reference is turned again for each forward, stay in `dtype`.
 
     Args:
         shape: sizes.
         num_heads: heads held here (a shard of them under tensor or sequence parallelism).
         head_dim: head width H.
-        dtype: of keys and values.
+        dtype: of keys and values as they come.
         device: of the buffers.
+        kept: dtype of the buffers, `dtype` by default.
     """
 
     def __init__(
@@ -212,14 +221,16 @@ class ExactCache:
         *,
         dtype: torch.dtype,
         device: torch.device | str,
+        kept: torch.dtype | None = None,
     ) -> None:
         self.shape = shape
         size = (shape.num_steps, shape.tokens, num_heads, head_dim)
-        self.key_SKNH = torch.zeros(size, dtype=dtype, device=device)
-        self.value_SKNH = torch.zeros(size, dtype=dtype, device=device)
+        self.key_SKNH = torch.zeros(size, dtype=kept or dtype, device=device)
+        self.value_SKNH = torch.zeros(size, dtype=kept or dtype, device=device)
         # A name of this object in it would keep the memory from being freed when the job ends.
         self._versions = Versions(
-            shape.num_steps, partial(_empty_like, self.key_SKNH[0, : shape.condition_tokens])
+            shape.num_steps,
+            partial(_empty_like, self.key_SKNH[0, : shape.condition_tokens], dtype),
         )
 
     def store_condition(self, version: int, condition: KeyValue, motion: Rotation) -> None:
@@ -234,8 +245,9 @@ class ExactCache:
         """See `LayerCache`."""
         if self._versions.use(step, version):
             condition, count = self._versions.stored[version], self.shape.condition_tokens
-            self.key_SKNH[step, :count] = condition.key_KNH
-            self.value_SKNH[step, :count] = condition.value_KNH
+            dtype = self.key_SKNH.dtype
+            self.key_SKNH[step, :count] = rounded_to(condition.key_KNH, dtype)
+            self.value_SKNH[step, :count] = rounded_to(condition.value_KNH, dtype)
 
     def open(self, phase: Phase, rows_T: Tensor, reference: Rotation) -> ExactView:
         """Turn the reference keys; see `LayerCache`."""
@@ -256,5 +268,6 @@ class ExactCache:
         self._versions.forget()
 
 
-def _empty_like(tokens_CNH: Tensor) -> KeyValue:
-    return KeyValue(torch.empty_like(tokens_CNH), torch.empty_like(tokens_CNH))
+def _empty_like(tokens_CNH: Tensor, dtype: torch.dtype) -> KeyValue:
+    key_CNH, value_CNH = (torch.empty_like(tokens_CNH, dtype=dtype) for _ in range(2))
+    return KeyValue(key_CNH, value_CNH)

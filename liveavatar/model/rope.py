@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from liveavatar.model.fp8_attention import rounded_to
 from liveavatar.model.fusing import fused
 
 THETA = 10000.0
@@ -149,7 +150,7 @@ def rotate(heads_LNH: Tensor, rotation: Rotation) -> Tensor:
 @fused
 def rotate_into(out_LNH: Tensor, heads_LNH: Tensor, rotation: Rotation) -> None:
     """Write `rotate(heads_LNH, rotation)` to `out_LNH`, memory of its own."""
-    out_LNH.copy_(rotate(heads_LNH, rotation))
+    out_LNH.copy_(rounded_to(rotate(heads_LNH, rotation), out_LNH.dtype))
 
 
 def _moved(table: np.ndarray, device: torch.device | str) -> Tensor:

@@ -30,8 +30,9 @@ from liveavatar.model.audio_injection import (
     BlockAudio,
     InjectedAudio,
 )
+from liveavatar.model.fp8_attention import rounded_to
 from liveavatar.model.fusing import fused
-from liveavatar.model.kv_cache import CacheView
+from liveavatar.model.kv_cache import CacheKind, CacheView
 from liveavatar.model.motion import FramePacker, PatchEmbedding, unpatch
 from liveavatar.model.rope import Rotation, rotate
 
@@ -165,7 +166,7 @@ class Layer(nn.Module):
         """Everything in front of the attention: write keys and values, return the queries."""
         query_LNH, own = self._project(hidden_LD, modulation_6D, rotation)
         cache.write(KeyValue(rotate(own.key_KNH, rotation), own.value_KNH))
-        return query_LNH
+        return rounded_to(query_LNH, cache.window.key_KNH.dtype)
 
     def _project(
         self, hidden_LD: Tensor, modulation_6D: Tensor, rotation: Rotation
@@ -228,7 +229,7 @@ class Transformer(nn.Module):
         config: shape of the whole network.
         layers: layer numbers to build, in a row; all by default. ValueError for others.
         dtype: of the large matrices; modulation and head stay float32.
-        quantised_cache: whether jobs keep their keys and values in 8 bits.
+        cache_kind: how jobs keep their keys and values.
     """
 
     def __init__(
@@ -237,11 +238,11 @@ class Transformer(nn.Module):
         layers: range | None = None,
         dtype: torch.dtype = torch.float32,
         *,
-        quantised_cache: bool = False,
+        cache_kind: CacheKind = "exact",
     ) -> None:
         super().__init__()
         self.config = config
-        self.quantised_cache = quantised_cache
+        self.cache_kind = cache_kind
         whole = range(config.num_layers)
         self.layer_range = whole if layers is None else layers
         if not self.layer_range or self.layer_range != whole[slice(*_ends(self.layer_range))]:

@@ -40,6 +40,7 @@ _PARTS = (
     ("rings", "rings"),
     ("condition", "condition"),
     ("workspace", "workspace"),
+    ("recordings", "recordings"),
     ("text", "text"),
     ("in_flight", "in flight"),
     ("activations", "activ."),

@@ -91,6 +91,7 @@ class RankMemory:
         text: keys and values of the prompt.
         in_flight: modulation, speech and positions of begun blocks, samples, waiting messages.
         activations: inside a layer, an encoder or the decoder.
+        recordings: of a stage's forwards as CUDA graphs, and what they work in.
         vae_state: what the streaming decoder remembers.
         encoders: weights of text, speech and portrait encoder.
         context: CUDA context and libraries.
@@ -103,6 +104,7 @@ class RankMemory:
     text: int = 0
     in_flight: int = 0
     activations: int = 0
+    recordings: int = 0
     vae_state: int = 0
     encoders: int = 0
     context: int = 0
@@ -139,6 +141,7 @@ class LayoutPlan:
 
     Attributes:
         size_hw: height and width planned for, pixels.
+        sampling: steps, window and clips planned for.
         machine: what it runs on.
         stages: layers of each pipeline stage.
         chosen: in the precision that will be run: the first candidate that fits, else the smallest.
@@ -149,6 +152,7 @@ class LayoutPlan:
     """
 
     size_hw: tuple[int, int]
+    sampling: SamplingConfig
     machine: Machine
     stages: tuple[range, ...]
     chosen: Estimate
@@ -245,7 +249,7 @@ def plan_layout(
     two_jobs = _estimate(question, chosen.precision, num_jobs=MOST_JOBS)
     jobs_at_once = int(fits) + (fits and two_jobs.largest <= machine.memory_bytes)
     reasons = () if fits else tuple(_reasons(question, chosen))
-    return LayoutPlan(size_hw, machine, stages, chosen, fits, jobs_at_once, reasons)
+    return LayoutPlan(size_hw, sampling, machine, stages, chosen, fits, jobs_at_once, reasons)
 
 
 def estimate_layout(
@@ -287,20 +291,29 @@ def _stage_memory(
     sharing, jobs_layers = question.machine.sharing, num_jobs * len(layers)
     width = sharing.heads(config.num_heads) * config.head_dim  # of its keys and values
     rings = stage.ring_values(config, tokens, sampling) * width // config.dim
-    condition = stage.condition_copies(sampling, precision) * tokens.condition * 2 * width
+    condition = stage.condition_bytes(config, tokens, sampling, precision) * width // config.dim
     window = stage.workspace_bytes(config, tokens, precision) * width // config.dim
     constants = stage.modulation_bytes(config, sampling)
     flying = stage.in_flight_bytes(config, layers, tokens, pipeline, precision)
     return RankMemory(
         weights=stage.stage_weights(config, layers, precision, sharing),
         rings=jobs_layers * precision.cache_bytes(rings, config.head_dim),
-        condition=jobs_layers * precision.cache_bytes(condition, config.head_dim),
+        condition=jobs_layers * condition,
         workspace=num_jobs * window,
         text=jobs_layers * stage.text_bytes(config, precision) // sharing.tp_degree,
         in_flight=jobs_layers * constants + num_jobs * flying,
         activations=stage.activation_bytes(config, layers, tokens, precision, sharing),
+        recordings=_recordings(question, layers, precision, num_jobs),
         context=_process_bytes(question.machine),
     )
+
+
+def _recordings(question: _Question, layers: range, precision: Precision, num_jobs: int) -> int:
+    if not question.machine.num_gpus or question.machine.sharing.size > 1:
+        return 0
+    config, sampling = question.network.transformer, question.sampling
+    tokens = stage.count_tokens(config, question.size_hw, sampling)
+    return num_jobs * stage.recording_bytes(config, layers, tokens, sampling, precision)
 
 
 def _media_memory(question: _Question, precision: Precision, num_jobs: int) -> RankMemory:

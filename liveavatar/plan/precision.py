@@ -14,8 +14,9 @@ class Precision:
 
     Attributes:
         weights: of the layers' matrices: "float32", "bfloat16" or "fp8" (e4m3, as `Fp8Linear`).
-        cache: of keys and values: "float32", "bfloat16" or "8-bit" (int8 with a bfloat16 scale per
-            token and head, as `QuantisedCache`).
+        cache: of keys and values: "float32", "bfloat16", "8-bit" (int8 with a bfloat16 scale per
+            token and head, as `QuantisedCache`) or, with fp8 weights, "e4m3" (attended to as it is,
+            as `ExactCache`).
     """
 
     weights: str
@@ -45,7 +46,7 @@ class Precision:
         """Bytes of keys and values of heads of width `head_dim`, their scales included."""
         if self.quantises_cache:
             return num_values + num_values // head_dim * SCALE_BYTES
-        return num_values * (FLOAT32_BYTES if self.cache == "float32" else 2)
+        return num_values * {"float32": FLOAT32_BYTES, "e4m3": 1}.get(self.cache, 2)
 
     def __str__(self) -> str:
         """Name it for people."""
@@ -70,8 +71,10 @@ def parse_precision(name: str) -> Precision:
     """Read "bfloat16", "fp8+8-bit" and so on; ConfigError for others."""
     weights, _, cache = name.partition("+")
     exact = "float32" if weights == "float32" else "bfloat16"
-    if weights not in ("float32", "bfloat16", "fp8") or cache not in ("", "8-bit"):
+    known = weights in ("float32", "bfloat16", "fp8") and cache in ("", "8-bit", "e4m3")
+    if not known or (cache == "e4m3" and weights != "fp8"):
         raise ConfigError(
-            f"precision: expected float32, bfloat16 or fp8, with +8-bit for the cache, got {name}"
+            "precision: expected float32, bfloat16 or fp8, the cache in +8-bit, or with fp8 in "
+            f"+e4m3, got {name}"
         )
     return Precision(weights, cache or exact)

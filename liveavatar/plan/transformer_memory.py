@@ -22,6 +22,7 @@ SPARE_BLOCKS = 2
 _GATHERED_LAYERS = 2
 _QUEUED_MESSAGES = 3  # a link's depth of 2, and one that was read and finds no room
 _SCALE_BYTES = 4  # of a row of an e4m3 matrix
+_RECORDED_LAYER_BYTES = 320 * 2**10  # some 30 kernels; measured: 8 graphs of 40 layers, 100 MiB
 _ROUNDING_BYTES = 5  # per value that is rounded to e4m3: its scaled float32, and the result
 
 
@@ -178,14 +179,22 @@ def ring_values(config: TransformerConfig, tokens: Tokens, sampling: SamplingCon
     return sampling.num_steps * tokens.ring * 2 * config.dim
 
 
-def condition_copies(sampling: SamplingConfig, precision: Precision) -> int:
-    """Copies of the condition's keys and values a layer holds at most.
+def condition_bytes(
+    config: TransformerConfig, tokens: Tokens, sampling: SamplingConfig, precision: Precision
+) -> int:
+    """Bytes of the condition's keys and values of one layer, in all copies there are at most.
 
-    The stored versions: a second one from the refresh after the first clip until every step has
-    moved on. And where the cache is exact, one in front of every step's ring.
+    A second version is stored from the refresh after the first clip on. Unless windows are brought
+    back from 8 bits, there is a copy in front of every step's ring besides; in e4m3 that copy is,
+    and what is stored is not.
     """
+    values = tokens.condition * 2 * config.dim
     versions = 2 if sampling.num_clip > 1 else 1
-    return versions if precision.quantises_cache else versions + sampling.num_steps
+    copy = precision.cache_bytes(values, config.head_dim)
+    if precision.quantises_cache:
+        return versions * copy
+    stored = values * precision.value_bytes
+    return versions * stored + sampling.num_steps * copy
 
 
 def workspace_bytes(config: TransformerConfig, tokens: Tokens, precision: Precision) -> int:
@@ -293,6 +302,24 @@ def prefill_peak(config: TransformerConfig, num_tokens: int, precision: Precisio
     return math.ceil(
         (2 * value + max(_project(value, config.num_heads), finish)) * num_tokens * config.dim
     )
+
+
+def recording_bytes(
+    config: TransformerConfig,
+    layers: range,
+    tokens: Tokens,
+    sampling: SamplingConfig,
+    precision: Precision,
+) -> int:
+    """Bytes of a job's recorded forwards: what their kernels work in, input, result, the graphs.
+
+    The pool that they work in is theirs alone, whatever else runs on the stage.
+    """
+    injects = any(layer in config.audio_inject_layers for layer in layers)
+    work = layer_peak(config, tokens.block, precision, injects=injects)
+    ends = 2 * tokens.block * config.dim * precision.value_bytes
+    phases = sampling.num_steps * (tokens.window_blocks + (sampling.num_clip > 1))
+    return work + ends + phases * len(layers) * _RECORDED_LAYER_BYTES
 
 
 def activation_bytes(

@@ -329,7 +329,7 @@ def test_matrices_are_quantised_with_the_adapter_in_them_and_layer_by_layer(
 
     transformer = checkpoint.load_transformer(where, range(1, 4), cut)
     assert whole == list(transformer.stack)
-    assert transformer.quantised_cache
+    assert transformer.cache_kind == "8-bit"
     plain = checkpoint.load_transformer(CPU16, range(1, 4))
     for layer, wide in zip(transformer.stack, plain.stack, strict=True):
         quantised = layer.self_attn.qkv
@@ -355,4 +355,4 @@ def test_a_placement_is_in_the_planned_precision(precision: Precision, dtype: to
     where = Placement.planned(torch.device("cpu"), precision)
     assert where.dtype == dtype
     assert where.quantised_weights == (precision.weights == "fp8")
-    assert where.quantised_cache == (precision.cache == "8-bit")
+    assert (where.cache_kind == "8-bit") == (precision.cache == "8-bit")

@@ -170,7 +170,7 @@ def test_a_job_makes_nearly_the_latents_of_the_exact_cache() -> None:
     """Error budget on a whole tiny video: over wrapping rings and the refresh."""
     work = tiny.job(6, window=2, steps=3)
     network = tiny.stage(range(TINY.num_layers))
-    network.quantised_cache = True
+    network.cache_kind = "8-bit"
     quantised = Models(network, tiny.embedder(), tiny.models().decoder)
     ours, wanted = (
         torch.cat(
@@ -188,7 +188,7 @@ def test_a_job_makes_nearly_the_latents_of_the_exact_cache() -> None:
 
 def test_the_layers_of_a_job_share_one_workspace_of_its_dtype() -> None:
     network = tiny.stage(range(2))
-    network.quantised_cache = True
+    network.cache_kind = "8-bit"
     embedder = tiny.embedder()
     text_LD = embedder.embed_text(torch.zeros(1, TINY.text_dim)).bfloat16()
     state = Denoiser(network, embedder.embed_time([1000.0]), text_LD, TokenGrid(4, 4), 2)
