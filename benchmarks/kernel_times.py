@@ -36,7 +36,7 @@ def kernel_times(run: Callable[[], object]) -> dict[str, Any]:
     span_ms = (max(end for _, end in spans) - spans[0][0]) / 1000
     return {
         "span_ms": round(span_ms, 2),
-        "busy_share": round(_covered(spans) / 1000 / span_ms, 4),
+        "busy_share": round(covered(spans) / 1000 / span_ms, 4),
         "num_kernels": len(kernels),
         "kernels": [
             {"name": name, "calls": calls[name], "ms": round(total_ms[name], 3)} for name in longest
@@ -44,7 +44,7 @@ def kernel_times(run: Callable[[], object]) -> dict[str, Any]:
     }
 
 
-def _covered(spans: list[tuple[float, float]]) -> float:
+def covered(spans: list[tuple[float, float]]) -> float:
     """Length of the union of spans that are sorted by their beginning."""
     covered, reached = 0.0, float("-inf")
     for start, end in spans:

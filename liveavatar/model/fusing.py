@@ -17,29 +17,30 @@ from torch import Tensor
 LEAST_VALUES = 2**20
 """Values of a tensor from which compiling pays; smaller networks never wait for it."""
 
+_MOST_SIZES = 32  # that one function is compiled for, and runs as written beyond
+
 Result = TypeVar("Result")
 
 
 def fused(function: Callable[..., Result]) -> Callable[..., Result]:
     """Compile `function` for large tensors on a GPU while no gradients are wanted.
 
-    The first tensor among the arguments decides. The first size seen is compiled for itself, all
-    others share one version of any size.
+    The first tensor among the arguments decides. Every size is compiled for itself.
     """
-    return _fused(function, lambda _: None)
+    return _fused(function, by_rows=False)
 
 
 def fused_by_rows(function: Callable[..., Result]) -> Callable[..., Result]:
     """As `fused`, with one version for any number of rows, but one for each width of a row."""
-    return _fused(function, _vary_rows)
+    return _fused(function, by_rows=True)
 
 
-def _fused(
-    function: Callable[..., Result], mark: Callable[[Tensor], None]
-) -> Callable[..., Result]:
+def _fused(function: Callable[..., Result], *, by_rows: bool) -> Callable[..., Result]:
     @functools.cache
     def compiled() -> Callable[..., Result]:
-        return torch.compile(function)  # not before it is needed: the compiler is slow to import
+        # Not before it is needed: the compiler is slow to import.
+        torch._dynamo.config.recompile_limit = _MOST_SIZES
+        return torch.compile(function, dynamic=None if by_rows else False)
 
     def plain(argument: Any) -> Any:
         if not isinstance(argument, Tensor):
@@ -47,7 +48,8 @@ def _fused(
         # Without its history a slice of a cache is like any other tensor; with it every slice would
         # be compiled for.
         data = argument.data
-        mark(data)
+        if by_rows:
+            _vary_rows(data)
         return data
 
     @functools.wraps(function)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from liveavatar.model.attention import KeyValue
-from liveavatar.model.fusing import fused
+from liveavatar.model.fusing import fused, fused_by_rows
 from liveavatar.model.kv_cache import CacheShape, Phase, Versions
 from liveavatar.model.rope import Rotation, rotate
 
@@ -194,7 +194,7 @@ def round_vectors(vectors: Tensor) -> Int8:
     return Int8(values, scale)
 
 
-@fused
+@fused_by_rows
 def _restore_into(out: Tensor, values: Tensor, scale: Tensor) -> None:
     torch.mul(values, scale.float(), out=out)
 

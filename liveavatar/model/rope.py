@@ -139,12 +139,12 @@ def rotate(heads_LNH: Tensor, rotation: Rotation) -> Tensor:
     Returns:
         Rotated tensor of the same shape and dtype; arithmetic in float32.
     """
-    # Written as a sum over pairs and swapped pairs, which a compiler makes one pass of.
-    pairs_LNR2 = heads_LNH.float().unflatten(-1, (-1, 2))
-    sin_L1R2 = torch.stack((-rotation.sin_LR, rotation.sin_LR), dim=-1)[:, None]
-    cos_L1R1 = rotation.cos_LR[:, None, :, None]
-    turned_LNR2 = pairs_LNR2.flip(-1).mul_(sin_L1R2).add_(pairs_LNR2 * cos_L1R1)
-    return turned_LNR2.flatten(-2).to(heads_LNH.dtype)
+    # Written as a sum over a token and its swapped pairs, which a compiler makes one pass of.
+    wide_LNH = heads_LNH.float()
+    swapped_LNH = wide_LNH.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    cos_L1H = rotation.cos_LR.repeat_interleave(2, -1)[:, None]
+    sin_L1H = torch.stack((-rotation.sin_LR, rotation.sin_LR), dim=-1).flatten(-2)[:, None]
+    return swapped_LNH.mul_(sin_L1H).add_(wide_LNH * cos_L1H).to(heads_LNH.dtype)
 
 
 @fused

@@ -260,8 +260,8 @@ def _project(value: int, num_heads: int) -> float:
     """Bytes per element while query, key and value are made and turned."""
     widened = 0 if value == FLOAT32_BYTES else FLOAT32_BYTES
     norms = 5 * value + _rms_norm(value)  # input, fused product, query; the key's norm is at work
-    # Input, fused product, query and key; turned pairs in float32, and a table for all heads.
-    turning = 6 * value + widened + 8 + FLOAT32_BYTES / num_heads
+    # Input, fused product, query and key; turned pairs in float32, and two tables for all heads.
+    turning = 6 * value + widened + 8 + 2 * FLOAT32_BYTES / num_heads
     return max(norms, turning)
 
 

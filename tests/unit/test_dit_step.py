@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks import dit_step
+from benchmarks.kernel_times import covered
 from liveavatar.config import SamplingConfig, TransformerConfig
 from liveavatar.model.attention_backend import fastest_backend
 from liveavatar.plan.precision import Precision
@@ -58,3 +59,7 @@ def test_what_cannot_be_measured_is_refused_in_one_line(
 
 def test_the_cpu_is_left_to_choose_its_attention() -> None:
     assert fastest_backend(torch.device("cpu"), torch.float32, 4, 8, 16) is None
+
+
+def test_time_in_which_kernels_overlap_counts_once() -> None:
+    assert covered([(0.0, 4.0), (1.0, 2.0), (3.0, 6.0), (8.0, 9.0)]) == 7.0

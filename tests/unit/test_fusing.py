@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from liveavatar.model.fusing import LEAST_VALUES, fused
+from liveavatar.model.fusing import LEAST_VALUES, fused, fused_by_rows
 
 
 @fused
@@ -21,3 +21,14 @@ def test_on_the_cpu_a_function_runs_as_written_and_passes_gradients() -> None:
 
 def test_a_fused_function_is_called_what_it_is() -> None:
     assert (doubled.__name__, doubled.__doc__) == ("doubled", "Say what it does.")
+
+
+def test_functions_of_rows_are_fused_in_the_same_way() -> None:
+    @fused_by_rows
+    def halve_into(out: Tensor, tensor: Tensor) -> None:
+        torch.mul(tensor, 0.5, out=out)
+
+    out = torch.empty(2, 3)
+    halve_into(out, torch.ones(2, 3))
+    assert (out == 0.5).all()
+    assert halve_into.__name__ == "halve_into"

@@ -55,10 +55,15 @@ def forward(
 
 
 def opened(
-    cache: LayerCache, block: int, step: int, version: int, reference: Rotation
+    cache: LayerCache,
+    block: int,
+    step: int,
+    version: int,
+    reference: Rotation,
+    block_tokens: int = BLOCK,
 ) -> CacheView:
     """Prepare a forward as a denoiser does."""
-    rows_T = torch.empty(BLOCK, dtype=torch.int64)
+    rows_T = torch.empty(block_tokens, dtype=torch.int64)
     cache.shape.put_rows(block, rows_T)
     cache.use_condition(step, version)
     return cache.open(cache.shape.phase(step, block, version), rows_T, reference)
