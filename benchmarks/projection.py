@@ -19,13 +19,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.dit_step import SHAPES, TFLOP, Setting, parse_precision, work
+from benchmarks.dit_step import SHAPES, TFLOP, Setting, work
 from liveavatar.config import FPS, FRAMES_PER_BLOCK, SamplingConfig
 from liveavatar.errors import LiveAvatarError
 from liveavatar.parallel.wavefront import Pipeline
 from liveavatar.plan import transformer_memory as stage
 from liveavatar.plan.layout import GIB, Machine, estimate_layout, split_stages
-from liveavatar.plan.precision import Precision
+from liveavatar.plan.precision import Precision, parse_precision
 from liveavatar.plan.shapes import Network
 from liveavatar.request import parse_size
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks import projection
-from benchmarks.dit_step import parse_precision
+from liveavatar.plan.precision import parse_precision
 
 
 def test_a_block_takes_all_its_steps_on_the_slowest_stage() -> None:
