@@ -11,6 +11,7 @@ Shapes: L query tokens, K keys, N heads, H head width.
 """
 
 import functools
+import importlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +59,7 @@ class _Kernel:
     """An execution plan of cuDNN for one shape.
 
     Attributes:
+        library: nvidia-cudnn-frontend.
         graph: the plan's.
         handle: of the library.
         query, key, value, out: the graph's tensors.
@@ -65,6 +67,7 @@ class _Kernel:
         workspace: of the kernel.
     """
 
+    library: Any
     graph: Any
     handle: Any
     query: Any
@@ -75,12 +78,10 @@ class _Kernel:
     workspace: Tensor
 
     def __call__(self, query_LNH: Tensor, key_KNH: Tensor, value_KNH: Tensor) -> Tensor:
-        import cudnn
-
         query_LNH = query_LNH.contiguous()
         out_LNH = torch.empty_like(query_LNH)
         stream = torch.cuda.current_stream(query_LNH.device).cuda_stream
-        cudnn.set_stream(handle=self.handle, stream=stream)
+        self.library.set_stream(handle=self.handle, stream=stream)
         given = {self.query: query_LNH, self.key: key_KNH, self.value: value_KNH}
         memory = {**given, self.out: out_LNH, **self.fixed}
         self.graph.execute(memory, self.workspace, handle=self.handle)
@@ -95,7 +96,7 @@ def _kernel(
     if torch.cuda.get_device_capability(device) < _FIRST_CAPABILITY:
         return None
     try:
-        import cudnn
+        cudnn = importlib.import_module("cudnn")
     except ImportError:
         return None
     kinds, handle = cudnn.data_type, cudnn.create_handle()
@@ -142,4 +143,4 @@ def _kernel(
     }
     fixed |= {one: torch.empty((1, 1, 1, 1), device=device) for one in largest}
     workspace = torch.empty(max(1, graph.get_workspace_size()), dtype=torch.uint8, device=device)
-    return _Kernel(graph, handle, query, key, value, out, fixed, workspace)
+    return _Kernel(cudnn, graph, handle, query, key, value, out, fixed, workspace)
