@@ -194,7 +194,7 @@ def convolve(frames_TCHW: Tensor, conv: nn.Conv3d) -> Tensor:
     padding = (conv.kernel_size[1] // 2, conv.kernel_size[2] // 2)
     on_cpu = frames_TCHW.device.type == "cpu"
     slow_in_3d = on_cpu and frames_TCHW[..., 0].numel() <= _CPU_IM2COL_MAX_SIZE
-    if frames_TCHW.is_cuda and num_taps > 1 and conv.in_channels % _GPU_TILE:
+    if not on_cpu and num_taps > 1 and conv.in_channels % _GPU_TILE:
         return _convolve_stacked(frames_TCHW, conv, padding)
     if num_taps > 1 and not slow_in_3d:
         # The new axis in front gets the largest stride: with another one, the tensor is not taken
@@ -232,9 +232,13 @@ def _convolve_stacked(frames_TCHW: Tensor, conv: nn.Conv3d, padding: tuple[int, 
         count = min(at_once, num_outputs - first)
         starts = range(first * time_stride, first * time_stride + num_taps)
         taps = [frames_THWC[start::time_stride][:count] for start in starts]
-        stacked_TCHW = torch.stack(taps, dim=3).flatten(3).permute(0, 3, 1, 2)
-        made_TCHW = functional.conv2d(stacked_TCHW, weight, conv.bias, padding=padding)
-        out_TCHW[first : first + count] = made_TCHW
+        # No names for what is large: it is gone before the next is made.
+        out_TCHW[first : first + count] = functional.conv2d(
+            torch.stack(taps, dim=3).flatten(3).permute(0, 3, 1, 2),
+            weight,
+            conv.bias,
+            padding=padding,
+        )
     return out_TCHW
 
 
@@ -351,7 +355,7 @@ class Upsample(nn.Module):
 
 def _enlarge(frames_TCHW: Tensor) -> Tensor:
     """Double height and width, each pixel four times."""
-    if not frames_TCHW.is_cuda:
+    if frames_TCHW.device.type == "cpu":
         return functional.interpolate(frames_TCHW, scale_factor=2.0, mode="nearest")
     # torch's own kernel for it reaches a seventh of the memory's rate in this order of channels.
     rows_TH1W1C = frames_TCHW.permute(0, 2, 3, 1)[:, :, None, :, None]

@@ -20,6 +20,8 @@ SPEECH_RATE_HZ = 16_000
 SPEECH_CHUNK_S = 5.0
 SPEECH_STATE_RATE_HZ = 50
 
+_GPU_TILE, _GPU_VALUE_BYTES, _TAPS = 64, 2, 3
+
 
 # --- Autoencoder ---------------------------------------------------------------------------------
 
@@ -136,6 +138,20 @@ def decoder_state(vae: VAEShape, size_hw: tuple[int, int], value_bytes: int) -> 
     return _state(decoder_layers(vae), size_hw, value_bytes)
 
 
+def _stacked(layer: _Layer, frames: int, pixels: int, value_bytes: int) -> int:
+    """Values of the frames that a GPU stacks for a convolution, and of what it makes of them.
+
+    Only where channels do not fill its tiles, see `model/vae_layers.py`; bfloat16 means a GPU.
+    """
+    if (
+        layer.kind != "residual"
+        or value_bytes != _GPU_VALUE_BYTES
+        or layer.outputs % _GPU_TILE == 0
+    ):
+        return 0
+    return math.ceil(frames / _TAPS**2) * (_TAPS + 1) * layer.outputs * pixels
+
+
 def _working_set(layer: _Layer, frames: int, out_frames: int, pixels: int) -> int:
     """Values alive at once in a layer, its input included.
 
@@ -173,7 +189,8 @@ def decode_peak(
     for layer in decoder_layers(vae):
         pixels = (size_hw[0] // layer.stride) * (size_hw[1] // layer.stride)
         out_frames = 2 * frames - 1 if layer.temporal else frames
-        peak = max(peak, _working_set(layer, frames, out_frames, pixels))
+        working = _working_set(layer, frames, out_frames, pixels)
+        peak = max(peak, working + _stacked(layer, frames, pixels, value_bytes))
         frames = out_frames
     return peak * value_bytes
 
@@ -192,7 +209,8 @@ def encode_peak(vae: VAEShape, size_hw: tuple[int, int], value_bytes: int) -> in
         pixels = (size_hw[0] // layer.stride) * (size_hw[1] // layer.stride)
         before = made * layer.inputs * pixels if frames > made else 0  # what was repeated
         made = (frames + 1) // 2 if layer.temporal else frames
-        peak = max(peak, before + _working_set(layer, frames, made, pixels))
+        working = _working_set(layer, frames, made, pixels)
+        peak = max(peak, before + working + _stacked(layer, frames, pixels, value_bytes))
         if layer.temporal:
             settling, total = settling // 2, (total + 1) // 2
     return peak * value_bytes + _state(encoder_layers(vae), size_hw, value_bytes)

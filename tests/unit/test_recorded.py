@@ -4,15 +4,20 @@ A CUDA graph holds addresses. What a forward reads or writes beside what it make
 here by address, on the CPU, for blocks and jobs that a recording would be replayed for.
 """
 
+import os
+
 import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from liveavatar.model.audio_injection import BlockAudio
 from liveavatar.model.denoiser import Denoiser, Item, TokenGrid
 from liveavatar.model.fp8 import quantise_linears
 from liveavatar.model.kv_cache import CacheKind
+from liveavatar.model.transformer import TimeTable
+from liveavatar.parallel.recorded import RecordedDenoiser
 from liveavatar.random_checkpoint import TINY
 from tests.unit import tiny
 from tests.unit.tiny import Job, seeded
@@ -89,3 +94,40 @@ def test_later_blocks_and_jobs_touch_what_the_recorded_one_did(kind: CacheKind) 
     for block in range(WINDOW):
         touched(state, hidden_LD, Item(block, 1, 0, 30))
     assert touched(state, hidden_LD, Item(WINDOW, 1, 1, 30)) == recorded
+
+
+@torch.no_grad()
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not (torch.cuda.is_available() or os.environ.get("REQUIRE_GPUS")), reason="no CUDA device"
+)
+@pytest.mark.parametrize("kind", ["exact", "8-bit", "e4m3"])
+def test_replayed_forwards_have_the_bits_of_forwards_by_hand(kind: CacheKind) -> None:
+    device = torch.device("cuda")
+    job = tiny.job(6, window=WINDOW, steps=STEPS)
+    network = tiny.stage(range(4), dtype=torch.bfloat16)
+    for layer in network.stack:
+        layer.modulation.data = layer.modulation.data.float()
+    network.to(device).cache_kind = kind
+    if kind == "e4m3":
+        for layer in network.stack:
+            quantise_linears(layer)
+    embedder = tiny.embedder(torch.bfloat16)
+    times = embedder.embed_time(job.schedule.timesteps)
+    times = TimeTable(times.head_SD.to(device), times.layers_S6D.to(device))
+    text_LD = embedder.embed_text(job.conditions.text_LD).to(device)
+    states = [kept(network, times, text_LD, GRID, WINDOW) for kept in (Denoiser, RecordedDenoiser)]
+    condition = seeded(states[0].cache_shape.condition_tokens, TINY.dim).bfloat16().to(device)
+    speech = tiny.embedder().audio_encoder.encode_block(seeded(TINY.audio_dim, 12))
+    heard = BlockAudio(speech.local_FKD.to(device), speech.global_FD.to(device))
+    for state in states:
+        for version in (0, 1):
+            state.prefill(condition + version, version)
+    for block in range(6):
+        for state in states:
+            state.hear(block, heard)
+        for step in range(STEPS):
+            hidden_LD = seeded(GRID.block_tokens, TINY.dim, seed=block).bfloat16().to(device)
+            item = Item(block, step, int(block >= WINDOW), 4 + block)
+            by_hand, replayed = (state.forward(hidden_LD, item) for state in states)
+            assert torch.equal(by_hand, replayed)
