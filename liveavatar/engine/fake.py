@@ -10,6 +10,7 @@ import itertools
 import queue
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,10 +60,18 @@ class _KilledError(Exception):
 
 
 class FakeGroup:
-    """A `Group` that draws; made at once, ready after `pace.load_s`."""
+    """A `Group` that draws; made at once, ready after `pace.load_s`.
 
-    def __init__(self, pace: Pace | None = None) -> None:
+    Args:
+        pace: how fast it is.
+        drawn: called with a block's number when it is drawn, before it is encoded.
+    """
+
+    def __init__(
+        self, pace: Pace | None = None, drawn: Callable[[int], None] = lambda _block: None
+    ) -> None:
         self._pace = pace or Pace()
+        self._drawn = drawn
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._jobs: queue.SimpleQueue[RenderJob | None] = queue.SimpleQueue()
         self._cancelled: set[int] = set()
@@ -170,7 +179,9 @@ class FakeGroup:
                 due += num_frames / self._pace.fps
                 if self._ended.wait(max(0.0, due - time.monotonic())):
                     raise _KilledError
-                video.append(draw_frames(job, block * FRAMES_PER_BLOCK, num_frames))
+                frames_THWC = draw_frames(job, block * FRAMES_PER_BLOCK, num_frames)
+                self._drawn(block)
+                video.append(frames_THWC)
                 self._events.put(Progress(job.number, video.num_frames, "rendering"))
         self._working_on = ""
         self._events.put(Progress(job.number, video.num_frames, "finishing"))
