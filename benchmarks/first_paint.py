@@ -1,6 +1,6 @@
 """How soon the first decoded block is painted by a real browser, over encoder, file, server, page.
 
-    python -m benchmarks.first_paint [--runs 10] [--sizes 384*256,688*368] [--json]
+    python -m benchmarks.first_paint [--size 688*368] [--runs 10] [--json]
 
 The application runs over a group that draws, so that the moment in which a block is decoded is
 known; all behind it is what every job goes through. Each run is what a person does: a new browser
@@ -172,26 +172,22 @@ def main() -> int:
     """Run the command; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.first_paint")
     parser.add_argument("--runs", type=int, default=10)
-    parser.add_argument("--sizes", default="384*256,688*368")
+    parser.add_argument("--size", default="688*368", help="of the video")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     try:
-        sizes = [parse_size(text) for text in options.sizes.split(",")]
+        size = parse_size(options.size)
     except LiveAvatarError as error:
         parser.error(str(error))
-    reports = [measure(size, max(1, options.runs)) for size in sizes]
-    environment = describe_environment(torch.device("cpu"))
+    report = measure(size, max(1, options.runs))
+    record = asdict(report) | describe_environment(torch.device("cpu"))
     if options.json:
-        record = {"sizes": [asdict(report) for report in reports], **environment}
         sys.stdout.write(json.dumps(record, indent=2) + "\n")
-        return 0
-    for report in reports:
-        sys.stdout.write(
-            f"{report.size:>9}  {report.runs} runs  median {report.median_ms:.0f} ms  "
-            f"p95 {report.p95_ms:.0f} ms  largest {report.largest_ms:.0f} ms\n"
-        )
-    sys.stdout.write("".join(f"{key:>9}  {value}\n" for key, value in environment.items()))
+    else:
+        for key, value in record.items():
+            shown = f"{value:.0f}" if isinstance(value, float) else value
+            sys.stdout.write(f"{key:>10}  {shown}\n")
     return 0
 
 
