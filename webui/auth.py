@@ -11,7 +11,6 @@ import binascii
 import contextlib
 import hashlib
 import hmac
-import html
 import os
 import secrets
 import tempfile
@@ -28,6 +27,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from liveavatar.errors import ConfigError
 from webui.guard import client_of, refuse
+from webui.login_page import login_page
 from webui.schemas import RefusalError
 
 SESSION_COOKIE = "la_session"
@@ -216,9 +216,9 @@ def kept_secret(path: Path, new: bytes) -> bytes:
 
 
 @router.get("/login")
-async def login_page(request: Request) -> Response:
+async def ask_to_log_in(request: Request) -> Response:
     """The page to log in with."""
-    return HTMLResponse(_page(request.query_params.get("next", "/"), message=""))
+    return _page(request, request.query_params.get("next", "/"))
 
 
 @router.post("/login")
@@ -234,8 +234,7 @@ async def log_in(request: Request) -> Response:
     wants_page = "text/html" in request.headers.get("accept", "")
     if accounts is not None and not accounts.check(user, password, client_of(request.scope)):
         if wants_page:
-            page = _page(target, message="The name or the password is wrong.")
-            return HTMLResponse(page, status_code=401)
+            return _page(request, target, is_wrong=True)
         raise RefusalError(401, "the name or the password is wrong")
     response: Response = JSONResponse({"success": True})
     if wants_page:
@@ -276,16 +275,7 @@ def _own_path(target: str) -> str:
     return "/" if elsewhere or any(ord(char) < 32 for char in target) else target
 
 
-def _page(target: str, message: str) -> str:
-    return f"""<!doctype html><html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width"><title>LiveAvatar</title>
-<style>body{{font:16px system-ui,sans-serif;display:grid;place-items:center;min-height:95vh;
-color-scheme:light dark}}form{{display:grid;gap:.8rem;width:18rem}}
-input,button{{font:inherit;padding:.6rem;border-radius:.5rem;border:1px solid #8888}}
-p{{color:#c33;margin:0}}</style></head>
-<body><form method="post" action="/login"><h1>LiveAvatar</h1>
-<p role="alert">{html.escape(message)}</p>
-<label>Name <input name="username" autocomplete="username" required autofocus></label>
-<label>Password <input name="password" type="password" autocomplete="current-password" required>
-</label><input type="hidden" name="next" value="{html.escape(_own_path(target))}">
-<button>Log in</button></form></body></html>"""
+def _page(request: Request, target: str, *, is_wrong: bool = False) -> Response:
+    languages = request.headers.get("accept-language", "")
+    page = login_page(_own_path(target), languages, is_wrong=is_wrong)
+    return HTMLResponse(page, status_code=401 if is_wrong else 200)

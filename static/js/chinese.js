@@ -124,6 +124,9 @@ export const chinese = {
   op_errors: "最近的错误",
   share_open: "我也来做一个",
   reconnecting: "连接中断，正在重试…",
+  wrong_portrait: "这不是图片。请选择 PNG、JPEG、WebP、TIFF、GIF 或 BMP 文件。",
+  wrong_speech: "这不是声音文件。请选择 WAV、MP3、FLAC、OGG 或 M4A 文件。",
+  upload_lost: "文件没有送达：可能太大，或连接中断；请重试。",
   no_answer: "尚未收到答复。请再次点击“生成”：不会重复生成视频。",
   // Findings of the server, by their code.
   note_animated: "肖像是动图，只使用第一帧。",

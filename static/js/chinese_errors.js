@@ -16,6 +16,10 @@ export const chineseErrors = [
     "prompt: character {position} is a control character ({code}){more}",
     "描述的第 {position} 个字符是控制字符，请删除",
   ],
+  ["portrait: is {kind}; expected a picture", "这个文件不是图片"],
+  ["speech: is {kind}; expected a sound or video file", "这个文件不是声音"],
+  ["the file is {kind}; expected a picture, a sound or a video", "文件格式不对：需要图片或声音"],
+  ["the file is larger than {most} MB, the most that is accepted", "文件超过 {most} MB 的上限"],
   ["portrait '{name}' is empty (0 bytes){more}", "图片是空文件，请重新上传"],
   ["speech '{name}' is empty (0 bytes){more}", "录音是空文件，请重新上传"],
   [

@@ -132,7 +132,11 @@ export const english = {
   op_errors: "Last errors",
   // Share page
   share_open: "Make your own",
+  note_speech_cut: "The clips asked for end before the speech does; ask for more to hear all of it.",
   reconnecting: "Connection lost, trying again…",
   // Refusals that begin here
+  wrong_portrait: "This is no picture. Choose a PNG, JPEG, WebP, TIFF, GIF or BMP file.",
+  wrong_speech: "This is no sound file. Choose a WAV, MP3, FLAC, OGG or M4A file.",
+  upload_lost: "The file did not arrive. It may be too large, or the connection was lost; try again.",
   no_answer: "There is no answer yet. Press Generate again: it makes no second video.",
 };

@@ -76,6 +76,12 @@ export class Fields {
     if (place(this.#placeOf(field))) place(this.#placeOf(field)).scrollIntoView({ block: "nearest" });
   }
 
+  /** Show a refusal of a field in place of all that was said about it. */
+  showOnly(refusal) {
+    this.#said.delete(refusal.field);
+    this.showError(refusal);
+  }
+
   /** Forget all refusals; findings stay. */
   clearErrors() {
     for (const [field, items] of this.#said) {

@@ -9,12 +9,16 @@ import { FPS } from "./player.js";
 import { ask } from "./server.js";
 import { Stage } from "./stage.js";
 import { applyTexts, chooseLanguage, language, say } from "./texts.js";
+import { watchUploads } from "./uploads.js";
 
 const SHOWN = "la_shown_job";
 const PATIENCE_MS = 30_000;
 const OPEN = new Set(["queued", "running"]);
 
 const at = (id) => document.getElementById(id);
+
+let refusedUpload = () => {};
+watchUploads((refusal) => refusedUpload(refusal));
 
 class Page {
   #stage = new Stage();
@@ -50,6 +54,7 @@ class Page {
     });
     whenAnswered("la-chosen", ({ tier }) => this.#fields.chooseTier(tier));
     renewKey();
+    refusedUpload = (refusal) => this.#fields.showOnly(refusal);
     document.body.classList.toggle("la-insecure", !window.isSecureContext);
     new MutationObserver(() => applyGradioTexts()).observe(at("la-form"), {
       childList: true,

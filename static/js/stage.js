@@ -159,7 +159,9 @@ export class Stage {
     const isOpen = job.state === "running" && job.eta_s !== null;
     setText("la-left", isOpen ? say("left_value", { time: span(job.eta_s, say("second")) }) : "–");
     at("la-left").parentElement.hidden = job.state !== "running";
-    const notes = job.notes ?? [];
+    // What the form says already need not stand here, too.
+    const inForm = new Set([...document.querySelectorAll(".la-note")].map((line) => line.textContent));
+    const notes = (job.notes ?? []).filter((note) => !inForm.has(sayNote(note)));
     const text = notes.map(sayNote).join("\n");
     if (this.#drawn !== text) {
       this.#drawn = text;

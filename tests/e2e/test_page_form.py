@@ -77,6 +77,18 @@ def test_a_bad_upload_is_refused_beside_its_field(
     assert page.get_attribute(".la-notes[data-field=portrait] li", "role") == "alert"
 
 
+def test_a_file_of_another_kind_is_refused_beside_its_field(
+    context: BrowserContext, address: str, tmp_path: Path
+) -> None:
+    page = open_app(context, address)
+    for field, name in (("portrait", "archive.png"), ("speech", "archive.wav")):
+        (tmp_path / name).write_bytes(b"PK\x03\x04" + bytes(500))
+        page.set_input_files(f"#la-{field} input[type=file]", str(tmp_path / name))
+        assert "a ZIP archive" in said_at(page, field)
+    choose_example(page, "maya")  # the fields take another file as before
+    until(page, "document.querySelectorAll('.la-notes[data-field=portrait] li').length === 0")
+
+
 def test_what_is_missing_is_said_where_it_is_missing(context: BrowserContext, address: str) -> None:
     page = open_app(context, address)
     page.click("#la-generate")
