@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--ckpt_dir", type=Path, required=True, help="checkpoint folder")
-    add("--lora_path_dmd", type=Path, help="LiveAvatar adapter: file, or folder that holds it")
+    add("--lora_path_dmd", "--lora", type=Path, help="LiveAvatar adapter: file, or its folder")
     add("--image", type=Path, help="portrait")
     add("--audio", type=Path, help="speech, or a video with sound")
     add("--prompt", help="person, action and surroundings in 60 to 90 characters")

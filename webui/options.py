@@ -38,7 +38,7 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--model", default="demo", help="checkpoint folder, or demo: the small one that is bundled")
-    add("--lora", type=Path, help="adapter file or folder")
+    add("--lora_path_dmd", "--lora", dest="lora", type=Path, help="adapter file or folder")
     add("--host", default="127.0.0.1", help="address to listen at; default only this machine")
     add("--port", type=int, default=7860, help="default 7860; 0 for any free one")
     add("--share", action="store_true", help="a public link through Gradio's tunnel")

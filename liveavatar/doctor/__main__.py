@@ -36,7 +36,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--model", help="'demo' or a checkpoint folder; by default the largest one in ckpt/")
-    add("--lora_path_dmd", type=Path, help="LiveAvatar adapter; ckpt/LiveAvatar for the 14B model")
+    adapter = "LiveAvatar adapter; ckpt/LiveAvatar for the 14B model"
+    add("--lora_path_dmd", "--lora", type=Path, help=adapter)
     add("--hashes", type=Path, help="compare the checkpoint with this list of sha256sum (slow)")
     add("--data-dir", type=Path, default=Path("data"), help="where the application keeps videos")
     add("--host", default="127.0.0.1", help="address of the page")

@@ -18,8 +18,8 @@ PUBLISHED_LAYERS = 40
 DEADLINE_S = 120.0
 
 FETCH = (
-    "fetch Wan-AI/Wan2.2-S2V-14B into ckpt/Wan2.2-S2V-14B and Quark-Vision/Live-Avatar into "
-    "ckpt/LiveAvatar, or name the folders with --model and --lora_path_dmd"
+    "python -m liveavatar.download fetches Wan-AI/Wan2.2-S2V-14B and its adapter into ckpt/; or "
+    "name the folders with --model and --lora_path_dmd"
 )
 
 
@@ -82,7 +82,7 @@ def _judge_adapter(facts: Mapping[str, Any], adapter: Path | None) -> Finding:
         return warn(
             "adapter",
             "none for the 14B network, which shows noise in 4 steps without it",
-            "fetch Quark-Vision/Live-Avatar into ckpt/LiveAvatar, or name it with --lora_path_dmd",
+            "python -m liveavatar.download --only adapter, or name it with --lora_path_dmd",
         )
     if adapter is None:
         return skip("adapter", "none was named")

@@ -29,7 +29,8 @@ def as_text(groups: Groups, *, coloured: bool) -> str:
             mark = f"{finding.status:<4}"
             if coloured:
                 mark = f"\x1b[{_COLOURS[finding.status]}m{mark}\x1b[0m"
-            lines.append(f"  {mark}  {finding.name:<{_NAME_WIDTH}}{finding.found}")
+            name = f"{finding.name} ".ljust(_NAME_WIDTH)
+            lines.append(f"  {mark}  {name}{finding.found}")
             if finding.cure:
                 lines.append(f"{'':8}{'':<{_NAME_WIDTH}}-> {finding.cure}")
     failed, warned = count(groups, "fail"), count(groups, "warn")

@@ -93,7 +93,7 @@ def test_the_large_network_without_its_adapter_is_warned_of() -> None:
     facts = {"problem": "", "layers": 40, "dim": 5120, "tensors": 1, "adapter_problem": ""}
     warning = list(model.judge(Outcome(facts, ""), Path("wan"), None))[1]
     assert (warning.name, warning.status) == ("adapter", "warn")
-    assert "Quark-Vision/Live-Avatar" in warning.cure
+    assert "python -m liveavatar.download --only adapter" in warning.cure
 
 
 def test_a_reader_that_dies_is_said() -> None:
