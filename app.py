@@ -12,8 +12,10 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 
+from liveavatar.engine.ladder import Ladder
 from liveavatar.engine.served_model import Served, serve_checkpoint, serve_test_picture
 from liveavatar.engine.supervisor import Supervisor
+from liveavatar.engine.supervisor_settings import SupervisorSettings
 from liveavatar.errors import LiveAvatarError
 from liveavatar.jobs.spool import Spool
 from liveavatar.jobs.store import JobStore, sqlite_url
@@ -39,7 +41,12 @@ def run(options: argparse.Namespace) -> None:
     with ExitStack() as stack:
         store = JobStore(options.database or sqlite_url(spool.root / "jobs.db"))
         stack.callback(store.close)
-        supervisor = Supervisor(store, spool, model.group_maker(settings.tiers))
+        supervising = SupervisorSettings(
+            free_disk_bytes=settings.limits.free_disk_bytes,
+            memory_threshold_bytes=settings.limits.memory_threshold_mb * 2**20,
+        )
+        make_group, ladder = model.group_maker(settings.tiers), Ladder(settings.tiers)
+        supervisor = Supervisor(store, spool, make_group, supervising, ladder)
         token = operator_token(spool.root)
         hosts = frozenset(options.allow_host)
         access = Access(accounts, hosts, set(), options.behind_proxy, token)

@@ -8,8 +8,10 @@ LiveAvatarError
 ├── JobError               a job cannot make the change of state that was asked
 │   ├── UnknownJobError    there is no such job
 │   ├── QueueFullError     no more jobs are taken now
-│   └── LeaseLostError     the job was taken from the worker that reports on it
+│   ├── LeaseLostError     the job was taken from the worker that reports on it
+│   └── StoreUnavailableError  the job database cannot be read or written now
 └── EngineError            the machinery failed, not the input
+    ├── JobFaultError      a rank's work on one job failed
     ├── WorkerDiedError    a rank ended before its work did
     │   └── MemoryShortError   because it needed more memory than it may take
     ├── DeadlineError      a wait ran out of time
@@ -56,12 +58,38 @@ class LeaseLostError(JobError):
     """The job was taken from the worker that reports on it."""
 
 
+class StoreUnavailableError(JobError):
+    """The job database cannot be read or written now."""
+
+
 class EngineError(LiveAvatarError):
     """The machinery failed, not the input."""
 
 
 class WorkerDiedError(EngineError):
-    """A rank ended before its work did."""
+    """A rank ended before its work did.
+
+    Attributes:
+        by_its_work: whether what it worked on ended it, not a signal or a neighbour that is gone.
+        job: number of the job it worked on then; None when it is not known.
+        log: last lines of its own account; empty when it left none.
+    """
+
+    def __init__(
+        self, message: str, *, by_its_work: bool = False, job: int | None = None, log: str = ""
+    ) -> None:
+        super().__init__(message)
+        self.by_its_work = by_its_work
+        self.job = job
+        self.log = log
+
+
+class JobFaultError(EngineError):
+    """A rank's work on one job failed; `job` is its number."""
+
+    def __init__(self, job: int, message: str) -> None:
+        super().__init__(message)
+        self.job = job
 
 
 class MemoryShortError(WorkerDiedError):

@@ -17,6 +17,7 @@ from liveavatar.errors import (
     MediaError,
     QueueFullError,
     RequestError,
+    StoreUnavailableError,
     UnknownJobError,
 )
 
@@ -237,6 +238,7 @@ class HealthView(BaseModel):
 _STATUS: tuple[tuple[type[LiveAvatarError], int], ...] = (
     (UnknownJobError, 404),
     (QueueFullError, 429),
+    (StoreUnavailableError, 503),
     (JobError, 409),
     (RequestError, 422),
     (MediaError, 422),

@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 STATIC = ROOT / "static"
 STATIC_FOLDERS = ("css", "js", "images")
 
-_CHORES_S = 3600
+_CHORES_S = 60
 
 logger = logging.getLogger(__name__)
 

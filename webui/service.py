@@ -196,14 +196,22 @@ class Service:
         self.spool.remove(job_id)
 
     def remove_old_jobs(self) -> int:
-        """Remove jobs that ended longer ago than they are kept; returns how many."""
-        days = self.settings.limits.keep_days
-        if not days:
-            return 0
-        old = self.store.ended_before(time.time() - days * 86_400)
-        for job_id in old:
-            self.delete(job_id)
-        return len(old)
+        """Remove ended jobs that are kept no longer, by age and by size; returns how many."""
+        limits, removed = self.settings.limits, 0
+        if limits.keep_days:
+            for job_id in self.store.ended_before(time.time() - limits.keep_days * 86_400):
+                self.delete(job_id)
+                removed += 1
+        if limits.spool_bytes:
+            sizes = self.spool.job_bytes()
+            excess = sum(sizes.values()) - limits.spool_bytes
+            for job_id in self.store.ended_before(time.time()):  # the oldest first
+                if excess <= 0:
+                    break
+                excess -= sizes.get(job_id, 0)
+                self.delete(job_id)
+                removed += 1
+        return removed
 
     def group_view(self, *, admin: bool) -> GroupView:
         """The worker group: all of it for the operator, else its state."""

@@ -26,7 +26,7 @@ from tomlkit.exceptions import TOMLKitError
 
 from liveavatar.config import SamplingConfig
 from liveavatar.errors import ConfigError, RequestError
-from liveavatar.jobs.store import QueueLimits
+from liveavatar.jobs.queue_limits import QueueLimits
 from liveavatar.media.portrait import PortraitLimits
 from liveavatar.media.sound_reader import SpeechLimits
 from liveavatar.plan.tiers import TIERS, Tier
@@ -40,6 +40,14 @@ _TIER_KEYS = {
     "online_decode": bool,
     "offered": bool,
 }
+
+_MAY_BE_ZERO = (
+    "keep_days",
+    "drain_seconds",
+    "free_disk_bytes",
+    "spool_bytes",
+    "memory_threshold_mb",
+)
 
 _Settings = TypeVar("_Settings", "Limits", "Features")
 
@@ -55,7 +63,12 @@ class Limits:
         prompt_characters: longest prompt.
         keep_days: ended jobs older than this are removed; 0 keeps them.
         drain_seconds: how long running videos may take to end when the server is stopped.
-        free_disk_bytes: with less room on the disk of the data folder, no jobs are taken.
+        free_disk_bytes: with less room on the disk of the data folder, no jobs are taken or begun.
+        spool_bytes: ended jobs are removed, the oldest first, while all files together take more;
+            0 for no limit.
+        memory_threshold_mb: when a card, or a rank on the CPU, holds more MiB, the next video is
+            made at a smaller tier; 0 for 21000 on cards of 24 GB, the same share of others, and no
+            limit on the CPU.
         uploads_bytes: files in forms that are not sent yet.
         requests_per_second, requests_in_all: of one address and of all; what changes something
             counts for 40 of them, and a quiet sender may use those of 20 s at once.
@@ -73,6 +86,8 @@ class Limits:
     keep_days: int = 30
     drain_seconds: int = 30
     free_disk_bytes: int = 500_000_000
+    spool_bytes: int = 0
+    memory_threshold_mb: int = 0
     uploads_bytes: int = 4_000_000_000
     requests_per_second: int = 200
     requests_in_all: int = 1000
@@ -83,7 +98,7 @@ class Limits:
         """Raise ConfigError for a limit that is no positive whole number."""
         for limit in fields(self):
             value = getattr(self, limit.name)
-            least = 0 if limit.name in ("keep_days", "drain_seconds", "free_disk_bytes") else 1
+            least = 0 if limit.name in _MAY_BE_ZERO else 1
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ConfigError(
                     f"limits.{limit.name}: expected a whole number of at least {least}, "

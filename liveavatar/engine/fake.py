@@ -76,7 +76,7 @@ class FakeGroup:
         self._jobs: queue.SimpleQueue[RenderJob | None] = queue.SimpleQueue()
         self._cancelled: set[int] = set()
         self._ended = threading.Event()
-        self._cause: str | None = None
+        self._cause = WorkerDiedError("the worker group has ended; start another")
         self._refusal: str | None = None
         self._working_on = ""
         self._not_ready = set(range(self._pace.num_stages + 1))
@@ -121,9 +121,9 @@ class FakeGroup:
         self._ended.set()
         self._thread.join(STOP_S)
 
-    def die(self, cause: str) -> None:
+    def die(self, cause: str, *, by_its_work: bool = False) -> None:
         """End as if a rank had failed; the owner hears of it at its next call."""
-        self._cause = cause
+        self._cause = WorkerDiedError(cause, by_its_work=by_its_work)
         self._ended.set()
 
     def refuse_next(self, reason: str) -> None:
@@ -132,7 +132,7 @@ class FakeGroup:
 
     def _require_alive(self) -> None:
         if self._ended.is_set():
-            raise WorkerDiedError(self._cause or "the worker group has ended; start another")
+            raise self._cause
 
     def _work(self) -> None:
         threading.Thread(target=self._report_status, name="fake status", daemon=True).start()

@@ -33,6 +33,7 @@ from liveavatar.engine.watchdog import Limits, Watchdog
 from liveavatar.errors import DeadlineError, EngineError, MemoryShortError, WorkerDiedError
 
 _LAST_WORDS_S = 1.0
+_LOG_LINES = 30
 
 
 class Group(Protocol):
@@ -228,9 +229,14 @@ class WorkerGroup:
                     continue
                 if isinstance(message, Failed):
                     failures.append(message)
-        cause = next((f for f in failures if " is gone" not in f.reason), failures[0])
+        cause = next((failed for failed in failures if failed.by_its_work), failures[0])
         kind = MemoryShortError if cause.out_of_memory else WorkerDiedError
-        return kind(f"rank {cause.rank} failed: {cause.reason}")
+        return kind(
+            f"rank {cause.rank} failed: {cause.reason}",
+            by_its_work=cause.by_its_work,
+            job=cause.job,
+            log="".join(cause.trace.splitlines(keepends=True)[-_LOG_LINES:]),
+        )
 
     def _death_of(self, rank: int) -> EngineError:
         end = self._processes.end_of(rank, time.monotonic() + STOP_S)

@@ -46,9 +46,9 @@ class GroupState:
         elif isinstance(event, RankStatus):
             self._ranks[event.rank] = asdict(event)
 
-    def note_error(self, message: str) -> None:
-        """Remember an error for the operator."""
-        self._errors.append({"at": time.time(), "message": message})
+    def note_error(self, message: str, log: str = "") -> None:
+        """Remember an error for the operator, with the last lines of the rank's account."""
+        self._errors.append({"at": time.time(), "message": message, "log": log})
 
     @property
     def load_percent(self) -> int:

@@ -64,6 +64,7 @@ class Heartbeat:
 
     def _status(self) -> RankStatus:
         now, peak = self._memory()
+        card_used, card = _card(self._device)
         spent, before = self._activity.spent(), self._spent
         clock = time.monotonic()
         elapsed_s = max(1e-9, clock - self._told)
@@ -86,6 +87,8 @@ class Heartbeat:
             peak_used_bytes=_peak_used(self._device),
             temperature_c=temperature_c,
             gpu_busy_share=gpu_busy,
+            card_used_bytes=card_used,
+            card_bytes=card,
         )
 
     def _memory(self) -> tuple[int, int]:
@@ -102,6 +105,14 @@ def _sensors(device: torch.device) -> GpuSensors | None:
     if device.type != "cuda":
         return None
     return GpuSensors(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+
+
+def _card(device: torch.device) -> tuple[int, int]:
+    """Bytes taken of a GPU, by all programs together, and of all of it."""
+    if device.type != "cuda":
+        return 0, 0
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free, total
 
 
 def _peak_used(device: torch.device) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 
+from liveavatar.config import FPS, SPEECH_RATE_HZ
 from liveavatar.engine.messages import RenderJob
 from liveavatar.jobs.job import JobSpec
 from liveavatar.jobs.spool import JobFolder
@@ -38,6 +39,8 @@ def prepare_render_job(number: int, spec: JobSpec, folder: JobFolder) -> RenderJ
         num_clip=spec.sampling.num_clip,
         infer_frames=spec.sampling.infer_frames,
     )
+    # A smaller tier may have longer clips; the video stays as long as it was going to be.
+    num_samples = min(len(inputs.speech.samples), spec.total_frames * SPEECH_RATE_HZ // FPS)
     return RenderJob(
         number=number,
         portrait_HWC=crop_to_size(inputs.portrait.rgb, (spec.height, spec.width)),
@@ -45,7 +48,7 @@ def prepare_render_job(number: int, spec: JobSpec, folder: JobFolder) -> RenderJ
         soundtrack=speech_path,
         mix=inputs.speech.mix,
         prompt=inputs.prompt,
-        timeline=make_timeline(spec.sampling, len(inputs.speech.samples)),
+        timeline=make_timeline(spec.sampling, num_samples),
         sampling=spec.sampling,
         live_path=folder.live,
         resume_folder=folder.resume,

@@ -245,6 +245,8 @@ class RankStatus:
         peak_used_bytes: the most that was in use of what it held; 0 on the CPU.
         temperature_c: of its GPU; None on the CPU and where the driver does not say.
         gpu_busy_share: share of the last moments in which its GPU ran anything, 0..1, or None.
+        card_used_bytes: what the driver says is taken of its GPU, by whomever; 0 on the CPU.
+        card_bytes: of its GPU; 0 on the CPU.
     """
 
     rank: int
@@ -261,6 +263,8 @@ class RankStatus:
     peak_used_bytes: int = 0
     temperature_c: int | None = None
     gpu_busy_share: float | None = None
+    card_used_bytes: int = 0
+    card_bytes: int = 0
 
 
 Stage = Literal["preparing", "rendering", "finishing"]
@@ -308,12 +312,16 @@ class Failed:
         reason: one line.
         trace: of the error.
         out_of_memory: whether a smaller video might have worked.
+        by_its_work: whether its own work failed; else it only lost a neighbour or waited too long.
+        job: number of the job it worked on, if it is known.
     """
 
     rank: int
     reason: str
     trace: str
     out_of_memory: bool = False
+    by_its_work: bool = False
+    job: int | None = None
 
 
 Event = Loading | Ready | RankStatus | Progress | Finished | Refused | Failed

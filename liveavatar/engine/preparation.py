@@ -21,7 +21,7 @@ from liveavatar.engine.messages import (
     Stop,
     Submit,
 )
-from liveavatar.errors import EngineError, LiveAvatarError
+from liveavatar.errors import EngineError, JobFaultError, LiveAvatarError
 from liveavatar.model.transformer import ConditionEmbedder
 
 
@@ -145,3 +145,7 @@ class Preparation:
             self.forget(job.number)
             self._report(Refused(job.number, str(error)))
             return None
+        except Exception as error:
+            raise JobFaultError(
+                job.number, f"its inputs could not be encoded: {error!r}"
+            ) from error

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections import deque
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from liveavatar.jobs.job import Claim, Job
+from liveavatar.jobs.job import Claim, Job, JobSpec
+from liveavatar.jobs.store import JobStore
 
 _SPEED_WINDOW_S = 15.0
 
@@ -76,6 +77,20 @@ class RunningJob:
         if frames:
             self.speed.note(frames, now)
         self.frames, self.stage, self.changed = max(frames, self.frames), stage, True
+
+    def record_progress(self, store: JobStore) -> None:
+        """Tell the store how far it is; LeaseLostError, StoreUnavailableError."""
+        store.record_progress(
+            self.claim,
+            frames=self.frames,
+            stage=self.stage,
+            fps=self.speed.fps,
+            first_frame_s=self.first_frame_s,
+        )
+
+    def change_spec(self, spec: JobSpec) -> None:
+        """Another video is made of it."""
+        self.job = replace(self.job, spec=spec)
 
     def go_on(self) -> None:
         """The file that is there is gone on with."""

@@ -2,6 +2,10 @@
 
 No torch here: a supervisor is a thread of the web server's process, and the ranks are processes. It
 speaks with the web server only through the job store and the spool.
+
+Why a group died decides what becomes of its jobs. A rank that was killed or hangs: they go on in
+their files, in a new group. A rank whose own work failed: the job it worked on is made once more,
+smaller if there is a smaller tier, and fails the second time; the others go on.
 """
 
 from __future__ import annotations
@@ -10,25 +14,38 @@ import fcntl
 import itertools
 import logging
 import os
+import shutil
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from functools import partial
 
 from liveavatar.engine.group import Group
 from liveavatar.engine.group_state import GroupState
 from liveavatar.engine.job_files import finish_video, prepare_render_job
-from liveavatar.engine.messages import Event, Finished, Progress, Refused, RenderJob
+from liveavatar.engine.ladder import Ladder
+from liveavatar.engine.ledger import Ledger
+from liveavatar.engine.memory_guard import MemoryGuard
+from liveavatar.engine.messages import (
+    Event,
+    Finished,
+    Progress,
+    RankStatus,
+    Refused,
+    RenderJob,
+)
 from liveavatar.engine.running_job import RunningJob
+from liveavatar.engine.supervisor_settings import DEFAULT_SETTINGS, SupervisorSettings
 from liveavatar.errors import (
     ConfigError,
     DeadlineError,
-    JobError,
     LeaseLostError,
     LiveAvatarError,
+    StoreUnavailableError,
+    WorkerDiedError,
 )
 from liveavatar.jobs.job import JobState
 from liveavatar.jobs.spool import Spool
@@ -41,36 +58,6 @@ _EVENT_WAIT_S = 0.05
 _STOP_S = 10.0
 
 
-@dataclass(frozen=True)
-class SupervisorSettings:
-    """Times are in seconds.
-
-    Attributes:
-        jobs_at_once: jobs handed to the group: one renders, the next one is prepared.
-        lease_s: how long a claim holds without being renewed.
-        start_timeout_s: deadline for a group to be ready.
-        first_backoff_s: wait before the first restart; it doubles with every failure in a row.
-        longest_backoff_s: the longest such wait.
-        healthy_after_s: a group that served so long failed for a new reason.
-        failures_until_failed: failures in a row after which the state says so.
-        status_s: how often the group's state is written.
-        progress_s: how often progress is written, at most.
-    """
-
-    jobs_at_once: int = 2
-    lease_s: float = 30.0
-    start_timeout_s: float = 1800.0
-    first_backoff_s: float = 1.0
-    longest_backoff_s: float = 60.0
-    healthy_after_s: float = 60.0
-    failures_until_failed: int = 5
-    status_s: float = 1.0
-    progress_s: float = 0.2
-
-
-DEFAULT_SETTINGS = SupervisorSettings()
-
-
 class Supervisor:
     """Serves the jobs of a store with a worker group, until it is stopped.
 
@@ -79,6 +66,7 @@ class Supervisor:
         spool: their files.
         make_group: starts a group and returns at once.
         settings: times and limits.
+        ladder: smaller videos to make where memory is short or a job fails.
     """
 
     def __init__(
@@ -87,13 +75,17 @@ class Supervisor:
         spool: Spool,
         make_group: Callable[[], Group],
         settings: SupervisorSettings = DEFAULT_SETTINGS,
+        ladder: Ladder | None = None,
     ) -> None:
         self.name = f"{socket.gethostname()}:{spool.root.resolve()}"
         self.state = GroupState()
         self._store = store
+        self._ledger = Ledger(store, self.name)
         self._spool = spool
         self._make_group = make_group
         self._settings = settings
+        self._ladder = ladder or Ladder()
+        self._memory = MemoryGuard(settings.memory_threshold_bytes)
         self._draining = threading.Event()
         self._stopping = threading.Event()
         self._running: dict[int, RunningJob] = {}
@@ -130,7 +122,7 @@ class Supervisor:
 
     def _run(self) -> None:
         try:
-            self._store.requeue_of(self.name, "the server was restarted")
+            self._ledger.do(partial(self._store.requeue_of, self.name, "the server was restarted"))
             failures = 0
             while not self._draining.is_set():
                 began = time.monotonic()
@@ -141,22 +133,25 @@ class Supervisor:
                 except Exception as error:  # noqa: BLE001 - the border: the service goes on
                     if time.monotonic() - began > self._settings.healthy_after_s:
                         failures = 0
-                    failures += 1
+                    # A job that failed by itself says nothing about the group.
+                    failures += not (isinstance(error, WorkerDiedError) and error.by_its_work)
                     self._note_failure(error, failures)
         finally:
             self._worker.shutdown(wait=False, cancel_futures=True)
             self.state.word, self.state.message = "stopped", ""
-            with suppress(Exception):
-                self._publish()
+            self._ledger.do(self._ledger.nothing)
+            self._publish()
             os.close(self._lock)
 
     def _serve_with_a_group(self) -> None:
+        self._memory.forget()
         group = self._make_group()
         try:
             self._serve(group)
             group.close(_STOP_S)
         except BaseException as error:
-            self._give_back(_one_line(error))
+            group.kill()
+            self._take_back_after(error)
             raise
         finally:
             group.kill()
@@ -186,21 +181,45 @@ class Supervisor:
     def _claim(self) -> None:
         if self._draining.is_set() or len(self._running) >= self._settings.jobs_at_once:
             return
-        if not self._is_due("claim", 0.1):
+        if not self._is_due("claim", 0.1) or not self._has_room():
             return
-        claimed = self._store.claim(self.name, self._settings.lease_s)
+        claimed = self._ledger.ask(lambda: self._store.claim(self.name, self._settings.lease_s))
         if claimed is None:
             return
         claim, job = claimed
         running = RunningJob(next(self._numbers), job, claim)
+        self._spare_memory(running)
         folder = self._spool.job(job.id)
-        running.work = self._worker.submit(prepare_render_job, running.number, job.spec, folder)
+        running.work = self._worker.submit(
+            prepare_render_job, running.number, running.job.spec, folder
+        )
         self._running[running.number] = running
         logger.info("job %s: attempt %d begins", job.id, job.attempt)
         self._due["claim"] = 0.0
 
+    def _has_room(self) -> bool:
+        """Whether a job may begin: what runs may need the rest of the disk."""
+        free = shutil.disk_usage(self._spool.root).free
+        short = free < self._settings.free_disk_bytes
+        said = f"the disk has {free // 2**20} MB left; videos wait until there is room"
+        self.state.message = said if short else ""
+        return not short
+
+    def _spare_memory(self, running: RunningJob) -> None:
+        """Make a video that has not begun at a smaller tier while memory is short."""
+        reason = self._memory.complaint
+        if reason is None or running.job.frames:
+            return
+        spec = self._ladder.below(running.job.spec, reason)
+        if spec is not None:
+            logger.warning("job %s: at tier %s, since %s", running.job.id, spec.tier, reason)
+            running.change_spec(spec)
+            self._ledger.do(partial(self._store.change_spec, running.claim, spec))
+
     def _take(self, event: Event) -> None:
         self.state.take(event)
+        if isinstance(event, RankStatus):
+            self._memory.heard(event)
         running = self._running.get(getattr(event, "number", -1))
         if running is None:
             return
@@ -246,7 +265,7 @@ class Supervisor:
         if job.resumes:
             running.go_on()
         else:
-            self._store.begin_take(running.claim)
+            self._ledger.do(partial(self._store.begin_take, running.claim))
         running.phase = "in group"
         group.submit(job)
 
@@ -259,26 +278,23 @@ class Supervisor:
             for running in list(self._running.values()):
                 with self._unless_lost(running, group):
                     self._store.renew(running.claim, self._settings.lease_s)
-            self._store.requeue_expired("the lease of its worker ran out")
+            with suppress(StoreUnavailableError):
+                self._store.requeue_expired("the lease of its worker ran out")
         if self._is_due("status", self._settings.status_s):
+            self._ledger.do(self._ledger.nothing)
             self._publish()
 
     def _record_progress(self, group: Group) -> None:
         for running in list(self._running.values()):
             if not running.changed:
                 continue
-            running.changed = False
             with self._unless_lost(running, group):
-                self._store.record_progress(
-                    running.claim,
-                    frames=running.frames,
-                    stage=running.stage,
-                    fps=running.speed.fps,
-                    first_frame_s=running.first_frame_s,
-                )
+                running.record_progress(self._store)
+                running.changed = False
 
     def _pass_on_cancels(self, group: Group) -> None:
-        wanted = self._store.cancels_wanted(running.claim for running in self._running.values())
+        claims = [running.claim for running in self._running.values()]
+        wanted = self._ledger.ask(lambda: self._store.cancels_wanted(claims)) or set()
         for running in self._running.values():
             if running.job.id in wanted and not running.cancel_wanted:
                 running.cancel_wanted = True
@@ -287,16 +303,38 @@ class Supervisor:
 
     def _end(self, running: RunningJob, state: JobState, error: str | None = None) -> None:
         del self._running[running.number]
-        with suppress(LeaseLostError):
-            self._store.record_progress(
-                running.claim,
-                frames=running.frames,
-                stage=running.stage,
-                fps=running.speed.fps,
-                first_frame_s=running.first_frame_s,
-            )
-            self._store.finish(running.claim, state, error)
+        self._ledger.do(partial(running.record_progress, self._store))
+        self._ledger.do(partial(self._store.finish, running.claim, state, error))
         logger.info("job %s: %s %s", running.job.id, state.value, error or "")
+
+    def _take_back_after(self, error: BaseException) -> None:
+        """Decide what becomes of the jobs of a group that died."""
+        at_fault = self._at_fault(error)
+        if at_fault is not None and isinstance(error, WorkerDiedError):
+            self._retry_or_fail(at_fault, error)
+        self._give_back(_one_line(error))
+
+    def _at_fault(self, error: BaseException) -> RunningJob | None:
+        """The job whose work ended the group: the one that was named, or the one that rendered."""
+        if not isinstance(error, WorkerDiedError) or not error.by_its_work:
+            return None
+        if error.job is not None:
+            return self._running.get(error.job)
+        return next((job for job in self._running.values() if job.phase == "in group"), None)
+
+    def _retry_or_fail(self, running: RunningJob, error: WorkerDiedError) -> None:
+        reason, job = _one_line(error), running.job
+        folder = self._spool.job(job.id)
+        with suppress(OSError):
+            folder.failure_log.write_text(f"{reason}\n{error.log}", encoding="utf-8")
+            shutil.rmtree(folder.resume, ignore_errors=True)  # it may be what is wrong
+        if job.faults:
+            self._end(running, JobState.FAILED, f"{reason}; it failed twice")
+            return
+        del self._running[running.number]
+        spec = self._ladder.below(job.spec, reason) or job.spec
+        self._ledger.do(partial(self._store.retry, running.claim, reason, spec))
+        logger.warning("job %s: once more, at tier %s: %s", job.id, spec.tier, reason)
 
     def _give_back(self, reason: str, *, counts: bool = True) -> None:
         """Requeue what the group held; jobs whose files are being finished end as they would."""
@@ -310,18 +348,21 @@ class Supervisor:
             del self._running[running.number]
             if running.work is not None:
                 running.work.cancel()
-            with suppress(LeaseLostError):
-                self._store.requeue(running.claim, reason, counts=counts)
+            self._ledger.do(partial(running.record_progress, self._store))
+            self._ledger.do(partial(self._store.requeue, running.claim, reason, counts=counts))
 
     def _note_failure(self, error: Exception, failures: int) -> None:
+        log = error.log if isinstance(error, WorkerDiedError) else ""
         if isinstance(error, LiveAvatarError):
             logger.error("the worker group failed: %s", error)
         else:
             logger.error("the worker group failed", exc_info=error)
         self.state.restarts += 1
-        self.state.note_error(_one_line(error))
+        self.state.note_error(_one_line(error), log)
         settings = self._settings
-        wait_s = min(settings.first_backoff_s * 2 ** (failures - 1), settings.longest_backoff_s)
+        wait_s = min(
+            settings.first_backoff_s * 2 ** (max(1, failures) - 1), settings.longest_backoff_s
+        )
         lasting = failures >= settings.failures_until_failed
         self.state.word = "failed" if lasting else "restarting"
         self.state.message = f"{_one_line(error)}; starting again in {wait_s:.0f} s"
@@ -338,7 +379,7 @@ class Supervisor:
 
     def _publish(self) -> None:
         ids = [running.job.id for running in self._running.values()]
-        self._store.write_worker(self.name, self.state.document(ids))
+        self._ledger.ask(lambda: self._store.write_worker(self.name, self.state.document(ids)))
 
     def _is_due(self, chore: str, every_s: float) -> bool:
         now = time.monotonic()
@@ -349,9 +390,11 @@ class Supervisor:
 
     @contextmanager
     def _unless_lost(self, running: RunningJob, group: Group) -> Iterator[None]:
-        """Drop a job that another worker has taken meanwhile."""
+        """Drop a job that another worker has taken meanwhile; wait for a database that is away."""
         try:
             yield
+        except StoreUnavailableError as error:
+            logger.warning("%s", error)
         except LeaseLostError as error:
             logger.warning("%s", error)
             del self._running[running.number]
@@ -374,5 +417,5 @@ def _lock_folder(spool: Spool) -> int:
 
 
 def _one_line(error: BaseException) -> str:
-    text = str(error) if isinstance(error, (LiveAvatarError, JobError)) else repr(error)
+    text = str(error) if isinstance(error, LiveAvatarError) else repr(error)
     return " ".join(text.split())[:500]

@@ -7,6 +7,7 @@ link breaks. Either way the reason goes to the owner, if there still is one.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 import traceback
@@ -20,7 +21,7 @@ from liveavatar.engine.heartbeat import Heartbeat
 from liveavatar.engine.messages import Failed, GroupSpec, Ready
 from liveavatar.engine.networks import load_media_networks, load_stage
 from liveavatar.engine.owner import Owner
-from liveavatar.errors import LiveAvatarError
+from liveavatar.errors import DeadlineError, JobFaultError, LiveAvatarError, WorkerDiedError
 from liveavatar.model.checkpoint import Placement
 from liveavatar.parallel.activity import Activity
 from liveavatar.parallel.conductor import serve
@@ -83,6 +84,7 @@ def _keep_kernels() -> None:
 
 def worker_main(rank: int, spec: GroupSpec, owner: Owner) -> None:
     """Run one rank until it is stopped or fails; the target of its process."""
+    me: _Rank | None = None
     try:
         torch.set_num_threads(spec.threads)
         me = _Rank(rank, spec, owner)
@@ -92,21 +94,43 @@ def worker_main(rank: int, spec: GroupSpec, owner: Owner) -> None:
             _serve_stage(me)
     except BaseException as error:  # noqa: BLE001 - the border: everything is reported
         try:
-            owner.say(_failure(rank, spec, error))
+            owner.say(_failure(rank, spec, error, "" if me is None else me.activity.item))
         finally:
             # Threads may sit in a neighbour's socket or a GPU call; nothing waits for them.
             os._exit(EXIT_FAILED)
 
 
-def _failure(rank: int, spec: GroupSpec, error: BaseException) -> Failed:
-    short = isinstance(error, torch.OutOfMemoryError | MemoryError)
+def _failure(rank: int, spec: GroupSpec, error: BaseException, item: str) -> Failed:
+    """What to tell the owner.
+
+    Args:
+        rank: of this process.
+        spec: of its group.
+        error: what ended it.
+        item: what it worked on, as `Activity` names it.
+    """
+    root = error.__cause__ or error if isinstance(error, JobFaultError) else error
+    short = _is_out_of_memory(root)
     if short:
-        said = str(error).split(". ")[0]
+        said = str(root).split(". ")[0]
         reason = f"out of memory on {spec.devices[rank]}: {said}"
     else:
-        reason = str(error) if isinstance(error, LiveAvatarError) else repr(error)
+        reason = str(root) if isinstance(root, LiveAvatarError) else repr(root)
     trace = "".join(traceback.format_exception(error))
-    return Failed(rank, reason, trace, out_of_memory=short)
+    by_its_work = not isinstance(error, WorkerDiedError | DeadlineError)
+    job: int | None = None
+    if isinstance(error, JobFaultError):
+        job = error.job
+    elif by_its_work and (named := re.match(r"job (\d+) ", item)):
+        job = int(named[1])
+    return Failed(rank, reason, trace, out_of_memory=short, by_its_work=by_its_work, job=job)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Of a GPU or of the host; torch has no type of its own for the latter."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def _serve_stage(me: _Rank) -> None:

@@ -62,7 +62,7 @@ def states_before(new: JobState) -> frozenset[JobState]:
 
 @dataclass(frozen=True)
 class JobSpec:
-    """What was asked for, checked; it never changes.
+    """What was asked for, checked; it changes only when a smaller video is made instead.
 
     Attributes:
         owner: whose job it is: a digest of the browser's cookie.
@@ -104,6 +104,7 @@ class Job:
         stage: "preparing", "rendering" or "finishing" while it runs, else empty.
         frames: frames in its growing file.
         attempt: how often it was claimed; claims of earlier attempts change nothing any more.
+        faults: how often it ended its worker group by itself.
         take: which growing file it is at: a rising number means that the video began anew.
         error: why it failed, one line; else None.
         restart_note: why it was started again, one line; else None.
@@ -122,6 +123,7 @@ class Job:
     frames: int
     attempt: int
     take: int
+    faults: int
     error: str | None
     restart_note: str | None
     fps: float | None

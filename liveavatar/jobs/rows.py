@@ -50,6 +50,7 @@ def job_of(row: sa.Row[Any]) -> Job:
         frames=row.frames,
         attempt=row.attempt,
         take=row.take,
+        faults=row.faults,
         error=row.error,
         restart_note=row.restart_note,
         fps=row.fps,

@@ -49,6 +49,11 @@ class JobFolder:
         """Folder of what an interrupted render goes on from."""
         return self.path / "resume"
 
+    @property
+    def failure_log(self) -> Path:
+        """Last lines of a rank's account of what went wrong; only where something did."""
+        return self.path / "failure.log"
+
     def file(self, name: str) -> Path:
         """An input, by the name the job holds."""
         return self.path / name
@@ -110,6 +115,16 @@ class Spool:
     def remove(self, job_id: str) -> None:
         """Remove a job's folder; does nothing when it is gone."""
         shutil.rmtree(self.job(job_id).path, ignore_errors=True)
+
+    def job_bytes(self) -> dict[str, int]:
+        """Bytes of each job's files, by its id; what goes away meanwhile counts as nothing."""
+        sizes = {}
+        for folder in self._jobs.iterdir():
+            sizes[folder.name] = 0
+            for path in folder.rglob("*"):
+                with suppress(OSError):
+                    sizes[folder.name] += path.stat().st_size
+        return sizes
 
     def sweep_uploads(self) -> int:
         """Remove uploads that a stopped server left; returns how many.

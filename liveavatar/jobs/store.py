@@ -10,34 +10,23 @@ from __future__ import annotations
 import hmac
 import secrets
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
-from liveavatar.errors import JobError, QueueFullError, UnknownJobError
+from liveavatar.errors import JobError, UnknownJobError
 from liveavatar.jobs.ceiling import Ceiling, read_ceiling, write_ceiling
 from liveavatar.jobs.changes import change, give_back, holds, lost
 from liveavatar.jobs.job import Claim, Job, JobSpec, JobState, check_change
+from liveavatar.jobs.queue_limits import QueueLimits, require_room
 from liveavatar.jobs.rows import columns_of, job_of
-from liveavatar.jobs.tables import JOBS, WORKERS, make_tables, open_database
+from liveavatar.jobs.tables import JOBS, WORKERS, available, make_tables, one_line, open_database
 
 _SHARE_KEY_LENGTH = 8
-
-
-@dataclass(frozen=True)
-class QueueLimits:
-    """How many jobs may wait or run.
-
-    Attributes:
-        per_owner: of one owner.
-        in_all: of everybody.
-    """
-
-    per_owner: int = 3
-    in_all: int = 50
 
 
 @dataclass(frozen=True)
@@ -79,12 +68,24 @@ class JobStore:
             make_tables(self._engine)
         except sa.exc.SQLAlchemyError as error:
             self._engine.dispose()
-            raise JobError(f"the job database cannot be opened: {_one_line(error)}") from None
+            raise JobError(f"the job database cannot be opened: {one_line(error)}") from None
         self._reading = self._engine.execution_options(reading=True)
 
     def close(self) -> None:
         """Close all connections."""
         self._engine.dispose()
+
+    @contextmanager
+    def _changing(self) -> Iterator[sa.Connection]:
+        """A transaction; StoreUnavailableError when it cannot be begun or kept."""
+        with available(), self._engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def _looking(self) -> Iterator[sa.Connection]:
+        """A connection that only reads; StoreUnavailableError as above."""
+        with available(), self._reading.connect() as connection:
+            yield connection
 
     def submit(self, spec: JobSpec, limits: QueueLimits, job_id: str | None = None) -> Job:
         """Queue a job; when this returns, it is on the disk.
@@ -108,14 +109,14 @@ class JobStore:
         }
         values["share_key"] = values["share_token"][:_SHARE_KEY_LENGTH]
         try:
-            with self._engine.begin() as connection:
+            with self._changing() as connection:
                 if (known := _submitted_before(connection, spec)) is not None:
                     return known
-                self._require_room(connection, spec.owner, limits)
+                require_room(connection, spec.owner, limits)
                 connection.execute(JOBS.insert().values(values))
         except sa.exc.IntegrityError:
             # Another process submitted under the same key between the look and the insert.
-            with self._reading.connect() as connection:
+            with self._looking() as connection:
                 if (known := _submitted_before(connection, spec)) is not None:
                     return known
             raise
@@ -123,12 +124,12 @@ class JobStore:
 
     def check_room(self, owner: str, limits: QueueLimits) -> None:
         """Raise QueueFullError when a submission of this owner would be refused now."""
-        with self._reading.connect() as connection:
-            self._require_room(connection, owner, limits)
+        with self._looking() as connection:
+            require_room(connection, owner, limits)
 
     def get(self, job_id: str) -> Job:
         """Return a job; UnknownJobError when there is none."""
-        with self._reading.connect() as connection:
+        with self._looking() as connection:
             row = connection.execute(sa.select(JOBS).where(JOBS.c.id == job_id)).first()
         if row is None:
             raise UnknownJobError(f"there is no job {job_id[:40]!r}; it may have been deleted")
@@ -136,12 +137,12 @@ class JobStore:
 
     def find_submitted(self, owner: str, idempotency_key: str) -> Job | None:
         """Return what this owner submitted under a key, if anything."""
-        with self._reading.connect() as connection:
+        with self._looking() as connection:
             return _submitted_under(connection, owner, idempotency_key)
 
     def find_shared(self, share_token: str) -> Job:
         """Return the job with this share token, compared in constant time; UnknownJobError."""
-        with self._reading.connect() as connection:
+        with self._looking() as connection:
             key = share_token[:_SHARE_KEY_LENGTH]
             rows = connection.execute(sa.select(JOBS).where(JOBS.c.share_key == key)).all()
         for row in rows:
@@ -154,7 +155,7 @@ class JobStore:
         query = sa.select(JOBS).order_by(JOBS.c.number.desc()).limit(limit)
         if owner is not None:
             query = query.where(JOBS.c.owner == owner)
-        with self._reading.connect() as connection:
+        with self._looking() as connection:
             return [job_of(row) for row in connection.execute(query)]
 
     def position(self, job: Job) -> int | None:
@@ -166,13 +167,13 @@ class JobStore:
             .select_from(JOBS)
             .where(JOBS.c.state == JobState.QUEUED.value, JOBS.c.number < job.number)
         )
-        with self._reading.connect() as connection:
+        with self._looking() as connection:
             return int(connection.execute(query).scalar_one()) + 1
 
     def counts(self) -> dict[JobState, int]:
         """Jobs in each state."""
         query = sa.select(JOBS.c.state, sa.func.count()).group_by(JOBS.c.state)
-        with self._reading.connect() as connection:
+        with self._looking() as connection:
             found = {JobState(state): int(count) for state, count in connection.execute(query)}
         return {state: found.get(state, 0) for state in JobState}
 
@@ -186,7 +187,7 @@ class JobStore:
             .subquery()
         )
         query = sa.select(sa.func.avg(recent.c.fps), sa.func.avg(recent.c.first_frame_s))
-        with self._reading.connect() as connection:
+        with self._looking() as connection:
             fps, first_frame_s = connection.execute(query).one()
         return TierSpeed(
             None if fps is None else float(fps),
@@ -210,7 +211,7 @@ class JobStore:
             .with_for_update(skip_locked=True)
         )
         now = time.time()
-        with self._engine.begin() as connection:
+        with self._changing() as connection:
             job_id = connection.execute(oldest).scalar_one_or_none()
             if job_id is None:
                 return None
@@ -273,7 +274,7 @@ class JobStore:
         if not state.has_ended:
             raise JobError(f"a job cannot end as {state.value}")
         check_change(JobState.RUNNING, state)
-        with self._engine.begin() as connection:
+        with self._changing() as connection:
             changed = change(
                 connection,
                 holds(claim),
@@ -300,23 +301,45 @@ class JobStore:
         Raises:
             LeaseLostError: the claim is gone.
         """
-        with self._engine.begin() as connection:
+        with self._changing() as connection:
             if not counts:
                 connection.execute(JOBS.update().where(holds(claim)).values(tries=0))
             if not give_back(connection, holds(claim), note):
                 raise lost(claim)
         return self.get(claim.job_id)
 
+    def retry(self, claim: Claim, note: str, spec: JobSpec) -> Job:
+        """Give back a running job that ended its worker group, to be made once more as `spec`.
+
+        Args:
+            claim: the hold on it.
+            note: what went wrong, one line.
+            spec: what is made now; owner and key stay.
+
+        Raises:
+            LeaseLostError: the claim is gone.
+        """
+        values = columns_of(spec) | {"faults": JOBS.c.faults + 1, "tries": 0}
+        with self._changing() as connection:
+            connection.execute(JOBS.update().where(holds(claim)).values(tries=0))
+            if not give_back(connection, holds(claim), note, values):
+                raise lost(claim)
+        return self.get(claim.job_id)
+
+    def change_spec(self, claim: Claim, spec: JobSpec) -> None:
+        """Make another video of a running job; LeaseLostError when the claim is gone."""
+        self._update_claimed(claim, **columns_of(spec))
+
     def requeue_of(self, worker: str, note: str) -> int:
         """Give back what a worker held that is known to be gone; returns how many jobs."""
         mine = (JOBS.c.worker == worker) & (JOBS.c.state == JobState.RUNNING.value)
-        with self._engine.begin() as connection:
+        with self._changing() as connection:
             return give_back(connection, mine, note)
 
     def requeue_expired(self, note: str) -> int:
         """Give back the jobs whose leases ran out; returns how many."""
         expired = (JOBS.c.lease_until < time.time()) & (JOBS.c.state == JobState.RUNNING.value)
-        with self._engine.begin() as connection:
+        with self._changing() as connection:
             return give_back(connection, expired, note)
 
     def request_cancel(self, job_id: str) -> Job:
@@ -325,7 +348,7 @@ class JobStore:
         Raises:
             UnknownJobError: there is no such job.
         """
-        with self._engine.begin() as connection:
+        with self._changing() as connection:
             queued = (JOBS.c.id == job_id) & (JOBS.c.state == JobState.QUEUED.value)
             if not change(connection, queued, JobState.CANCELLED, finished_at=time.time()):
                 running = (JOBS.c.id == job_id) & (JOBS.c.state == JobState.RUNNING.value)
@@ -336,7 +359,7 @@ class JobStore:
         """Which of the claimed jobs somebody asked to cancel: their ids."""
         ids = [claim.job_id for claim in claims]
         query = sa.select(JOBS.c.id).where(JOBS.c.id.in_(ids), JOBS.c.cancel_requested)
-        with self._reading.connect() as connection:
+        with self._looking() as connection:
             return set(connection.execute(query).scalars())
 
     def delete(self, job_id: str) -> None:
@@ -347,7 +370,7 @@ class JobStore:
             JobError: it has not ended; cancel it first.
         """
         ended = [state.value for state in JobState if state.has_ended]
-        with self._engine.begin() as connection:
+        with self._changing() as connection:
             removed = connection.execute(
                 JOBS.delete().where(JOBS.c.id == job_id, JOBS.c.state.in_(ended))
             )
@@ -356,15 +379,16 @@ class JobStore:
             raise JobError(f"a job that is {state.value} cannot be deleted; cancel it first")
 
     def ended_before(self, when: float) -> list[str]:
-        """Ids of the jobs that ended before a time, UTC epoch seconds."""
-        query = sa.select(JOBS.c.id).where(JOBS.c.finished_at < when)
-        with self._reading.connect() as connection:
+        """Ids of the jobs that ended before a time, UTC epoch seconds; the oldest first."""
+        before = JOBS.c.finished_at < when
+        query = sa.select(JOBS.c.id).where(before).order_by(JOBS.c.finished_at)
+        with self._looking() as connection:
             return list(connection.execute(query).scalars())
 
     def write_worker(self, worker: str, document: Mapping[str, Any]) -> None:
         """Say how a worker is; it replaces what was said before."""
         values = {"updated_at": time.time(), "document": dict(document)}
-        with self._engine.begin() as connection:
+        with self._changing() as connection:
             changed = connection.execute(
                 WORKERS.update().where(WORKERS.c.worker == worker).values(values)
             )
@@ -374,7 +398,7 @@ class JobStore:
     def read_workers(self) -> list[WorkerState]:
         """What all workers said last, the most recent first."""
         query = sa.select(WORKERS).order_by(WORKERS.c.updated_at.desc())
-        with self._reading.connect() as connection:
+        with self._looking() as connection:
             return [
                 WorkerState(row.worker, row.updated_at, row.document)
                 for row in connection.execute(query)
@@ -382,32 +406,16 @@ class JobStore:
 
     def set_ceiling(self, tier: str | None, reason: str) -> None:
         """Make no tier larger than `tier` from the next job on; None lifts that."""
-        with self._engine.begin() as connection:
+        with self._changing() as connection:
             write_ceiling(connection, tier, reason)
 
     def ceiling(self) -> Ceiling | None:
         """The largest tier that is made; None when every one is."""
-        with self._reading.connect() as connection:
+        with self._looking() as connection:
             return read_ceiling(connection)
 
-    def _require_room(self, connection: sa.Connection, owner: str, limits: QueueLimits) -> None:
-        open_states = [state.value for state in JobState if not state.has_ended]
-        query = sa.select(
-            sa.func.count(), sa.func.count(sa.case((JOBS.c.owner == owner, 1)))
-        ).where(JOBS.c.state.in_(open_states))
-        in_all, own = connection.execute(query).one()
-        if own >= limits.per_owner:
-            raise QueueFullError(
-                f"you have {own} videos waiting or running, at most {limits.per_owner} are "
-                "taken; wait for one to end or cancel it"
-            )
-        if in_all >= limits.in_all:
-            raise QueueFullError(
-                f"the queue is full, {in_all} videos wait or run; try again in a few minutes"
-            )
-
     def _update_claimed(self, claim: Claim, **values: Any) -> None:
-        with self._engine.begin() as connection:
+        with self._changing() as connection:
             changed = connection.execute(JOBS.update().where(holds(claim)).values(values))
         if not changed.rowcount:
             raise lost(claim)
@@ -432,7 +440,3 @@ def new_job_id() -> str:
 def sqlite_url(path: Path) -> str:
     """URL of a SQLite database file."""
     return sa.URL.create("sqlite", database=str(path)).render_as_string()
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split("\n")[0].split())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import sqlalchemy as sa
 
-from liveavatar.errors import JobError
+from liveavatar.errors import JobError, StoreUnavailableError
 
 METADATA = sa.MetaData()
 
@@ -109,3 +111,20 @@ def _set_up_sqlite(connection: Any, _record: object) -> None:
 def _begin_sqlite(connection: sa.Connection) -> None:
     reading = connection.get_execution_options().get("reading")
     connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+
+
+@contextmanager
+def available() -> Iterator[None]:
+    """Tell of a database that cannot be had by StoreUnavailableError."""
+    try:
+        yield
+    except sa.exc.IntegrityError:
+        raise
+    except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
+        what = f"the job database cannot be used now: {one_line(error)}"
+        raise StoreUnavailableError(what) from None
+
+
+def one_line(error: Exception) -> str:
+    """What a database says, without its many lines of explanation."""
+    return " ".join(str(error).split("\n")[0].split())

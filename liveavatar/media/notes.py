@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Field = Literal["portrait", "speech", "prompt"]
+Field = Literal["portrait", "speech", "prompt", "tier"]
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,7 @@ class Note:
     """One finding about an input that its maker should know.
 
     Attributes:
-        field: which of the three inputs it is about.
+        field: which input or choice it is about.
         code: stable slug such as "jpeg_artefacts", for tests and translations.
         message: one plain sentence: what was found and what to do.
     """

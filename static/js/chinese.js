@@ -147,5 +147,6 @@ export const chinese = {
   note_long_prompt: "描述偏长；60 到 90 个字符最好：人物、动作、环境。",
   note_speech_cut: "设定的片段数不够，语音会被截断；请增加片段数。",
   note_restarted: "该视频已从头重新开始。",
+  note_tier_lowered: "显存不足或渲染出错，已改用更小的分辨率。",
   note_resumed: "该视频中断后已从中断处继续。",
 };

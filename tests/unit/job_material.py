@@ -7,7 +7,8 @@ from typing import Any
 
 from liveavatar.config import SamplingConfig
 from liveavatar.jobs.job import JobSpec
-from liveavatar.jobs.store import JobStore, QueueLimits, sqlite_url
+from liveavatar.jobs.queue_limits import QueueLimits
+from liveavatar.jobs.store import JobStore, sqlite_url
 from liveavatar.media.notes import Note
 
 LIMITS = QueueLimits(per_owner=100, in_all=1000)

@@ -17,7 +17,8 @@ import pytest
 from liveavatar.errors import JobError, LeaseLostError, QueueFullError, UnknownJobError
 from liveavatar.jobs.ceiling import Ceiling, one_lower
 from liveavatar.jobs.job import MAX_TRIES, Claim, Job, JobState
-from liveavatar.jobs.store import JobStore, QueueLimits, TierSpeed, new_job_id, sqlite_url
+from liveavatar.jobs.queue_limits import QueueLimits
+from liveavatar.jobs.store import JobStore, TierSpeed, new_job_id, sqlite_url
 from liveavatar.plan.tiers import TIERS
 from tests.unit.job_material import LIMITS, new_store, spec
 

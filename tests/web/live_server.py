@@ -17,7 +17,9 @@ import uvicorn
 from fastapi import FastAPI
 
 from liveavatar.engine.fake import FakeGroup, Pace
-from liveavatar.engine.supervisor import Supervisor, SupervisorSettings
+from liveavatar.engine.ladder import Ladder
+from liveavatar.engine.supervisor import Supervisor
+from liveavatar.engine.supervisor_settings import SupervisorSettings
 from liveavatar.jobs.spool import Spool
 from liveavatar.jobs.store import JobStore, sqlite_url
 from liveavatar.media.reader_process import MediaReader
@@ -55,7 +57,9 @@ class Installation:
         self.spool = Spool(self.data)
         self.store = JobStore(sqlite_url(self.data / "jobs.db"))
         self.service = Service(self.store, self.spool, self.settings, self.model, READER)
-        self.supervisor = Supervisor(self.store, self.spool, self._make_group, SUPERVISOR)
+        self.supervisor = Supervisor(
+            self.store, self.spool, self._make_group, SUPERVISOR, Ladder(self.settings.tiers)
+        )
         self.address = ""
 
     def _make_group(self) -> FakeGroup:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from liveavatar.engine.fake import FakeGroup, Pace
 from liveavatar.engine.group import Group
-from liveavatar.engine.supervisor import Supervisor, SupervisorSettings
+from liveavatar.engine.ladder import Ladder
+from liveavatar.engine.supervisor import Supervisor
+from liveavatar.engine.supervisor_settings import SupervisorSettings
 from liveavatar.errors import CheckpointError, ConfigError
 from liveavatar.jobs.job import Job, JobState
 from liveavatar.media.live_file import complete_length, measure_live_file
@@ -30,8 +35,8 @@ from webui.submission import Submission
 SLOW = Pace(load_s=0.05, prepare_s=0.02, fps=120)
 
 
-def submit(installation: Installation, num_clip: int = 1) -> Job:
-    form = Submission(PORTRAIT, SPEECH, PROMPT, "fast", num_clip=num_clip)
+def submit(installation: Installation, num_clip: int = 1, tier: str = "fast") -> Job:
+    form = Submission(PORTRAIT, SPEECH, PROMPT, tier, num_clip=num_clip)
     return installation.service.submit(form, "ann")
 
 
@@ -100,6 +105,97 @@ def test_a_job_that_ends_three_groups_without_a_new_frame_fails_and_the_next_one
         failed = wait_for(installation, job, JobState.FAILED)
         assert failed.error == "rank 1 was killed by signal 9; it was tried 3 times"
         assert wait_for(installation, submit(installation), JobState.DONE).attempt == 1
+
+
+def test_a_job_that_ends_its_group_is_made_once_more_at_a_smaller_tier(tmp_path: Path) -> None:
+    installation = Installation(tmp_path, pace=SLOW)
+    with supervised(installation):
+        job, other = submit(installation, 3, tier="balanced"), submit(installation)
+        wait_for_frames(installation, job)
+        installation.groups[0].die("rank 0 failed: out of memory on cpu", by_its_work=True)
+        done = wait_for(installation, job, JobState.DONE)
+        assert (done.spec.tier, done.take, done.frames) == ("fast", 2, 129)
+        assert done.spec.width * done.spec.height < job.spec.width * job.spec.height
+        assert done.spec.notes[-1].code == "tier_lowered"
+        folder = installation.spool.job(job.id)
+        assert "out of memory" in folder.failure_log.read_text()
+        assert len(decode_video(folder.video)) == 129
+        assert wait_for(installation, other, JobState.DONE).spec.tier == "fast"
+        assert len(installation.groups) == 2
+
+
+def test_a_job_that_ends_two_groups_by_itself_fails_with_the_reason(tmp_path: Path) -> None:
+    installation = Installation(tmp_path, pace=SLOW)
+    with supervised(installation):
+        job = submit(installation, num_clip=3)
+        for attempt in (1, 2):
+            wait_until(
+                lambda attempt=attempt: (
+                    installation.store.get(job.id).attempt == attempt
+                    and installation.store.get(job.id).stage == "rendering"
+                ),
+                "it renders",
+            )
+            installation.groups[-1].die("rank 1 failed: ZeroDivisionError()", by_its_work=True)
+        failed = wait_for(installation, job, JobState.FAILED)
+        assert failed.error == "rank 1 failed: ZeroDivisionError(); it failed twice"
+        assert wait_for(installation, submit(installation), JobState.DONE).attempt == 1
+        assert len(installation.groups) == 3
+
+
+def test_while_memory_is_short_the_next_video_is_made_smaller(tmp_path: Path) -> None:
+    installation = Installation(tmp_path, pace=Pace(load_s=0.05, prepare_s=0.02, fps=400))
+    # The ranks of a group that draws say that they hold 1 GiB.
+    settings = replace(SUPERVISOR, memory_threshold_bytes=2**29)
+    installation.supervisor = Supervisor(
+        installation.store,
+        installation.spool,
+        installation._make_group,
+        settings,
+        Ladder(installation.settings.tiers),
+    )
+    with supervised(installation):
+        wait_until(lambda: len(document(installation).get("ranks", ())) == 4, "ranks have spoken")  # type: ignore[arg-type]
+        job = submit(installation, tier="high")
+        done = wait_for(installation, job, JobState.DONE)
+        assert done.spec.tier == "balanced"
+        assert "memory is short" in done.spec.notes[-1].message
+        lowest = wait_for(installation, submit(installation, tier="fast"), JobState.DONE)
+        assert lowest.spec.tier == "fast"
+
+
+def test_while_the_disk_is_short_jobs_wait_and_what_runs_is_finished(tmp_path: Path) -> None:
+    installation = Installation(tmp_path, pace=SLOW)
+    with supervised(installation) as supervisor:
+        running = submit(installation, num_clip=3)
+        wait_for_frames(installation, running)
+        supervisor._settings = replace(SUPERVISOR, free_disk_bytes=2**60)
+        waiting = submit(installation)
+        wait_for(installation, running, JobState.DONE)
+        wait_until(
+            lambda: "videos wait until there is room" in str(document(installation)["message"]),
+            "it is said",
+        )
+        assert installation.store.get(waiting.id).state is JobState.QUEUED
+        supervisor._settings = SUPERVISOR
+        wait_for(installation, waiting, JobState.DONE)
+
+
+def test_videos_go_on_while_the_database_cannot_be_written(tmp_path: Path) -> None:
+    installation = Installation(tmp_path, pace=SLOW)
+    with supervised(installation):
+        job = submit(installation, num_clip=3)
+        wait_for_frames(installation, job)
+        # Another program holds the database for longer than a worker waits for it.
+        with contextlib.closing(sqlite3.connect(tmp_path / "jobs.db")) as other:
+            other.execute("BEGIN IMMEDIATE")
+            live = installation.spool.job(job.id).live
+            wait_until(lambda: measure_live_file(live).num_frames == 129, "all frames", 40)
+            time.sleep(11)
+            other.rollback()
+        done = wait_for(installation, job, JobState.DONE)
+        assert (done.attempt, done.frames) == (1, 129)
+        assert len(installation.groups) == 1
 
 
 def test_a_refused_job_fails_with_its_reason_and_the_group_goes_on(tmp_path: Path) -> None:
