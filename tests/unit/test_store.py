@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import subprocess
 import sys
@@ -13,21 +14,46 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from liveavatar.errors import JobError, LeaseLostError, QueueFullError, UnknownJobError
 from liveavatar.jobs.ceiling import Ceiling, one_lower
 from liveavatar.jobs.job import MAX_TRIES, Claim, Job, JobState
 from liveavatar.jobs.queue_limits import QueueLimits
 from liveavatar.jobs.store import JobStore, TierSpeed, new_job_id, sqlite_url
+from liveavatar.jobs.tables import METADATA
 from liveavatar.plan.tiers import TIERS
 from tests.unit.job_material import LIMITS, new_store, spec
+from tests.unit.postgres_cluster import cluster, find_binaries
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.fixture(scope="module")
+def postgres_url() -> Iterator[str]:
+    binaries = find_binaries()
+    if binaries is None:
+        if os.environ.get("REQUIRE_POSTGRES"):
+            pytest.fail("REQUIRE_POSTGRES is set and PostgreSQL is not installed")
+        pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
+    with cluster(binaries) as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Of an empty database."""
+    if request.param == "sqlite":
+        return sqlite_url(tmp_path / "jobs.db")
+    address: str = request.getfixturevalue("postgres_url")
+    engine = sa.create_engine(address, poolclass=sa.NullPool)
+    METADATA.drop_all(engine)
+    return address
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[JobStore]:
-    store = new_store(tmp_path)
+def store(url: str) -> Iterator[JobStore]:
+    store = JobStore(url)
     yield store
     store.close()
 
@@ -303,9 +329,9 @@ def test_workers_say_how_they_are(store: JobStore) -> None:
     ]
 
 
-def test_another_store_on_the_same_file_sees_everything(tmp_path: Path, store: JobStore) -> None:
+def test_another_store_on_the_same_database_sees_everything(url: str, store: JobStore) -> None:
     job = store.submit(spec(), LIMITS, new_job_id())
-    other = new_store(tmp_path)
+    other = JobStore(url)
     assert other.get(job.id) == job
     other.close()
 
