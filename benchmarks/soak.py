@@ -1,10 +1,14 @@
 """Does a long video use more memory than a short one?
 
     python -m benchmarks.soak [--clips 10,100] [--size 64*64] [--json]
+    python -m benchmarks.soak --jobs 200 --minutes 30 [--json]
 
 The command line makes one video per number of clips, each in a process of its own, from repeated
 example speech and the tiny random checkpoint (or --ckpt_dir). The resident memory of the process is
 sampled from outside. Exit status 1 when the longest video's peak is over 2 % above the shortest's.
+
+With --jobs the application is asked for many short videos instead, see `soak_jobs`; exit status 1
+when one is lost or something is leaked.
 """
 
 from __future__ import annotations
@@ -21,10 +25,12 @@ import wave
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from benchmarks.environment import describe_environment
+from benchmarks.soak_jobs import measure as measure_jobs
 from liveavatar.config import FPS, SPEECH_RATE_HZ
 from liveavatar.random_checkpoint import write_checkpoint
 
@@ -112,16 +118,26 @@ def _memory_mib(pid: int) -> tuple[float, float]:
     return int(found.get("VmRSS", 0)) / 1024, int(found.get("VmHWM", 0)) / 1024
 
 
+def _report_jobs(report: dict[str, Any]) -> int:
+    report["environment"] = describe_environment(torch.device("cpu"))
+    sys.stdout.write(json.dumps(report) + "\n")
+    return int(bool(report["faults"]))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__)
     parser.add_argument("--clips", default="10,100", help="numbers of clips, separated by commas")
     parser.add_argument("--size", default="64*64", metavar="W*H")
     parser.add_argument("--ckpt_dir", type=Path, help="a tiny random checkpoint by default")
+    parser.add_argument("--jobs", type=int, help="soak the application with so many short jobs")
+    parser.add_argument("--minutes", type=float, default=30.0, help="over how long")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        if options.jobs:
+            return _report_jobs(measure_jobs(folder, options.jobs, options.minutes))
         checkpoint = options.ckpt_dir or folder / "checkpoint"
         if options.ckpt_dir is None:
             write_checkpoint(checkpoint)

@@ -41,6 +41,10 @@ class Ladder:
                 return _made_at(tier, (height, width), spec, reason)
         return None
 
+    def under(self, spec: JobSpec, tier: str, reason: str) -> JobSpec | None:
+        """The same video at `tier` if that makes it smaller; else, or with no such tier, None."""
+        return Ladder([known for known in self._tiers if known.name == tier]).below(spec, reason)
+
 
 def _made_at(tier: Tier, size_hw: tuple[int, int], spec: JobSpec, reason: str) -> JobSpec:
     height, width = size_hw

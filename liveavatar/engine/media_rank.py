@@ -27,6 +27,7 @@ from liveavatar.model.denoiser import TokenGrid
 from liveavatar.model.transformer import ConditionEmbedder
 from liveavatar.model.vae import Decoder
 from liveavatar.parallel.activity import Activity
+from liveavatar.parallel.blame import work_of
 from liveavatar.parallel.messages import (
     BlockSpeech,
     FinishedBlock,
@@ -170,7 +171,8 @@ class MediaRank:
                 jobs.forget(prepared.job.number)
                 self._report(Refused(prepared.job.number, str(error)))
             else:
-                self._begin(prepared, video, points)
+                with work_of(prepared.job.number):
+                    self._begin(prepared, video, points)
         return True
 
     def _begin(self, prepared: Prepared, video: LiveVideo, points: JobPoints | None) -> None:
@@ -247,6 +249,10 @@ class MediaRank:
     def _take(self, packet: Packet) -> None:
         message = packet.message
         opened = self._open[message.job]
+        with work_of(message.job):
+            self._do(message, packet, opened)
+
+    def _do(self, message: object, packet: Packet, opened: _OpenJob) -> None:
         if isinstance(message, JobEnd):
             self._end(opened)
         elif isinstance(message, FinishedBlock):

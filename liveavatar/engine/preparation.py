@@ -23,6 +23,7 @@ from liveavatar.engine.messages import (
 )
 from liveavatar.errors import EngineError, JobFaultError, LiveAvatarError
 from liveavatar.model.transformer import ConditionEmbedder
+from liveavatar.parallel.blame import work_of
 
 
 @dataclass(frozen=True)
@@ -133,19 +134,19 @@ class Preparation:
             return None
         self._report(Progress(job.number, 0, "preparing"))
         try:
-            return encode_conditions(
-                encoders,
-                job.portrait_HWC,
-                job.speech_N,
-                job.prompt,
-                embedder=embedder,
-                num_blocks=job.timeline.num_blocks,
-            )
-        except LiveAvatarError as error:
+            with work_of(job.number):
+                return encode_conditions(
+                    encoders,
+                    job.portrait_HWC,
+                    job.speech_N,
+                    job.prompt,
+                    embedder=embedder,
+                    num_blocks=job.timeline.num_blocks,
+                )
+        except JobFaultError as fault:
+            error = fault.__cause__
+            if not isinstance(error, LiveAvatarError):
+                raise
             self.forget(job.number)
             self._report(Refused(job.number, str(error)))
             return None
-        except Exception as error:
-            raise JobFaultError(
-                job.number, f"its inputs could not be encoded: {error!r}"
-            ) from error

@@ -206,13 +206,16 @@ class Supervisor:
         return not short
 
     def _spare_memory(self, running: RunningJob) -> None:
-        """Make a video that has not begun at a smaller tier while memory is short."""
-        reason = self._memory.complaint
-        if reason is None or running.job.frames:
+        """Make a video that has not begun smaller: under a ceiling, or while memory is short."""
+        spec, ceiling = None, self._ledger.ask(self._store.ceiling)
+        if running.job.frames:
             return
-        spec = self._ladder.below(running.job.spec, reason)
+        if ceiling is not None:
+            spec = self._ladder.under(running.job.spec, ceiling.tier, ceiling.reason)
+        if (reason := self._memory.complaint) is not None:
+            spec = self._ladder.below(spec or running.job.spec, reason) or spec
         if spec is not None:
-            logger.warning("job %s: at tier %s, since %s", running.job.id, spec.tier, reason)
+            logger.warning("job %s: %s", running.job.id, spec.notes[-1].message)
             running.change_spec(spec)
             self._ledger.do(partial(self._store.change_spec, running.claim, spec))
 

@@ -7,7 +7,6 @@ link breaks. Either way the reason goes to the owner, if there still is one.
 from __future__ import annotations
 
 import os
-import re
 import signal
 import time
 import traceback
@@ -84,7 +83,6 @@ def _keep_kernels() -> None:
 
 def worker_main(rank: int, spec: GroupSpec, owner: Owner) -> None:
     """Run one rank until it is stopped or fails; the target of its process."""
-    me: _Rank | None = None
     try:
         torch.set_num_threads(spec.threads)
         me = _Rank(rank, spec, owner)
@@ -94,21 +92,14 @@ def worker_main(rank: int, spec: GroupSpec, owner: Owner) -> None:
             _serve_stage(me)
     except BaseException as error:  # noqa: BLE001 - the border: everything is reported
         try:
-            owner.say(_failure(rank, spec, error, "" if me is None else me.activity.item))
+            owner.say(_failure(rank, spec, error))
         finally:
             # Threads may sit in a neighbour's socket or a GPU call; nothing waits for them.
             os._exit(EXIT_FAILED)
 
 
-def _failure(rank: int, spec: GroupSpec, error: BaseException, item: str) -> Failed:
-    """What to tell the owner.
-
-    Args:
-        rank: of this process.
-        spec: of its group.
-        error: what ended it.
-        item: what it worked on, as `Activity` names it.
-    """
+def _failure(rank: int, spec: GroupSpec, error: BaseException) -> Failed:
+    """What to tell the owner about the error that ended this rank."""
     root = error.__cause__ or error if isinstance(error, JobFaultError) else error
     short = _is_out_of_memory(root)
     if short:
@@ -118,11 +109,7 @@ def _failure(rank: int, spec: GroupSpec, error: BaseException, item: str) -> Fai
         reason = str(root) if isinstance(root, LiveAvatarError) else repr(root)
     trace = "".join(traceback.format_exception(error))
     by_its_work = not isinstance(error, WorkerDiedError | DeadlineError)
-    job: int | None = None
-    if isinstance(error, JobFaultError):
-        job = error.job
-    elif by_its_work and (named := re.match(r"job (\d+) ", item)):
-        job = int(named[1])
+    job = error.job if isinstance(error, JobFaultError) else None
     return Failed(rank, reason, trace, out_of_memory=short, by_its_work=by_its_work, job=job)
 
 

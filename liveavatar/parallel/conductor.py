@@ -19,6 +19,7 @@ from torch import Tensor
 
 from liveavatar.config import LATENT_FRAMES_PER_BLOCK
 from liveavatar.model.denoiser import Item
+from liveavatar.parallel.blame import work_of
 from liveavatar.parallel.messages import (
     FinishedBlock,
     JobEnd,
@@ -148,10 +149,11 @@ class Conductor:
     def _do(self, due: _Due) -> None:
         self._tick = due.tick
         video, work = self._videos[due.job], due.slot.work
-        if isinstance(work, Prefill):
-            self._prefill(due.job, video, work)
-        else:
-            self._step(due.job, video, work)
+        with work_of(due.job):
+            if isinstance(work, Prefill):
+                self._prefill(due.job, video, work)
+            else:
+                self._step(due.job, video, work)
         self._push(due.job, due.tick - due.slot.tick, due.rest)
 
     def _prefill(self, number: int, video: _Video, work: Prefill) -> None:
@@ -223,7 +225,8 @@ class Conductor:
         video = self._videos[done.job]
         video.under_way -= 1
         schedule = video.job.opened.schedule
-        sample = euler_step(video.samples[done.block], velocity, schedule, done.step)
+        with work_of(done.job):
+            sample = euler_step(video.samples[done.block], velocity, schedule, done.step)
         video.samples[done.block] = sample
         video.steps_done[done.block] = done.step + 1
         if done.step + 1 == schedule.num_steps:

@@ -21,6 +21,7 @@ from liveavatar.model.audio_injection import BlockAudio
 from liveavatar.model.denoiser import Denoiser
 from liveavatar.model.transformer import TimeTable, Transformer
 from liveavatar.parallel.activity import Activity
+from liveavatar.parallel.blame import work_of
 from liveavatar.parallel.denoisers import Denoisers, JobSizes
 from liveavatar.parallel.links import StageLinks
 from liveavatar.parallel.mesh import Mesh, Place, shares
@@ -194,7 +195,7 @@ class Stage:
         """Run this stage's layers on the condition."""
         job = self.job(work.job)
         tokens = self.plan.tokens(job.opened.grid.block_tokens)
-        with self.activity.computing(f"job {work.job} condition"):
+        with work_of(work.job), self.activity.computing(f"job {work.job} condition"):
             return job.begin(self.denoisers, tokens).prefill(hidden_CD, work.version)
 
     def run_step(self, work: StepWork, hidden_LD: Tensor) -> Tensor:
@@ -205,7 +206,8 @@ class Stage:
         if item.step == 0:
             self.wait_for(lambda: block in job.speech, f"speech of block {block}")
             denoiser.hear(block, job.speech.pop(block))
-        with self.activity.computing(f"job {work.job} block {block} step {item.step}"):
+        doing = f"job {work.job} block {block} step {item.step}"
+        with work_of(work.job), self.activity.computing(doing):
             hidden_LD = denoiser.forward(hidden_LD, item)
             if self.plan.is_last:
                 hidden_LD = denoiser.head(hidden_LD, item.step)

@@ -164,6 +164,18 @@ def test_while_memory_is_short_the_next_video_is_made_smaller(tmp_path: Path) ->
         assert lowest.spec.tier == "fast"
 
 
+def test_no_tier_above_a_ceiling_is_made(tmp_path: Path) -> None:
+    installation = Installation(tmp_path)
+    installation.store.set_ceiling("fast", "gpu 0 holds 21500 MB")
+    with supervised(installation):
+        done = wait_for(installation, submit(installation, tier="high"), JobState.DONE)
+        assert done.spec.tier == "fast"
+        assert done.spec.notes[-1].message.endswith(": gpu 0 holds 21500 MB.")
+        installation.store.set_ceiling(None, "")
+        again = wait_for(installation, submit(installation, tier="balanced"), JobState.DONE)
+        assert again.spec.tier == "balanced"
+
+
 def test_while_the_disk_is_short_jobs_wait_and_what_runs_is_finished(tmp_path: Path) -> None:
     installation = Installation(tmp_path, pace=SLOW)
     with supervised(installation) as supervisor:
