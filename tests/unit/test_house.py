@@ -32,7 +32,7 @@ HELD = {
     "websockets": "gradio_client",
 }
 # Development tools that are started, not imported.
-STARTED = {"mypy", "pytest-timeout", "pytest-xdist", "ruff"}
+STARTED = {"mypy", "psycopg", "psycopg-binary", "pytest-timeout", "pytest-xdist", "ruff"}
 COMMANDS = [
     *(f"scripts/{name}" for name in ("run", "generate", "test", "lint", "bench", "lock", "audit")),
     ".ci/run",
