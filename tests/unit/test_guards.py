@@ -20,7 +20,17 @@ GIB = 2**30
 def status(rank: int = 0, held: int = 0, used: int = 0, card: int = 0) -> RankStatus:
     device = f"cuda:{rank}" if card else "cpu"
     return RankStatus(
-        rank, f"stage {rank}", device, (0, 1), held, held, 0, 0.5, "", 0, 0, 0, used, card
+        rank=rank,
+        role=f"stage {rank}",
+        device=device,
+        layers=(0, 1),
+        memory_bytes=held,
+        peak_bytes=held,
+        memory_limit_bytes=0,
+        busy_share=0.5,
+        item="",
+        card_used_bytes=used,
+        card_bytes=card,
     )
 
 

@@ -365,11 +365,11 @@ def test_a_database_that_cannot_be_opened_is_refused_in_one_line(url: str) -> No
 # --- the ceiling of tiers ------------------------------------------------------------------------
 
 
-def test_a_ceiling_is_kept_replaced_and_lifted(store: JobStore, tmp_path: Path) -> None:
+def test_a_ceiling_is_kept_replaced_and_lifted(store: JobStore, url: str) -> None:
     assert store.ceiling() is None
     store.set_ceiling("balanced", "gpu 3 is full")
     store.set_ceiling("fast", "gpu 3 is still full")
-    reopened = JobStore(sqlite_url(tmp_path / "jobs.db"))
+    reopened = JobStore(url)
     found = reopened.ceiling()
     assert found is not None
     assert (found.tier, found.reason) == ("fast", "gpu 3 is still full")

@@ -71,17 +71,17 @@ def document(installation: Installation) -> dict[str, object]:
 def test_a_job_whose_group_dies_goes_on_in_the_same_file(tmp_path: Path) -> None:
     installation = Installation(tmp_path, pace=SLOW)
     with supervised(installation):
-        job = submit(installation)
+        job = submit(installation, num_clip=3)
         wait_for_frames(installation, job)
         folder = installation.spool.job(job.id)
         before = folder.live.read_bytes()[: complete_length(folder.live)]
         installation.groups[0].die("rank 1 was killed by signal 9")
         done = wait_for(installation, job, JobState.DONE)
-        assert (done.attempt, done.take, done.frames) == (2, 1, 48)
+        assert (done.attempt, done.take, done.frames) == (2, 1, 129)
         assert done.restart_note == "rank 1 was killed by signal 9"
         assert folder.live.read_bytes().startswith(before)
         assert not folder.resume.exists()
-        assert len(decode_video(folder.video)) == 48
+        assert len(decode_video(folder.video)) == 129
         said = document(installation)
         assert said["restarts"] == 1
         assert said["errors"][0]["message"] == "rank 1 was killed by signal 9"  # type: ignore[index]
