@@ -1,8 +1,9 @@
 """How well the demo speaks: `python -m benchmarks.quality CKPT HELD_OUT_CORPUS`.
 
-People the demo never saw say what it never heard. A linear reader is fitted to drawings of each
-person, whose mouth and lids are known, and read off the generated frames; beside it stands what a
-still picture would get. The corpus is one of `training.speech_corpus --held-out`.
+People the demo never saw say what it never heard. Mouth and lids are read off the generated frames
+by `benchmarks.mouth_reader` and compared with drawings of the same person saying the same; beside
+the demo stand a still picture and the same network with random weights. The corpus is one of
+`training.speech_corpus --held-out`, or any recording.
 """
 
 from __future__ import annotations
@@ -17,34 +18,35 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 
-from examples.cartoon.acting import Acting
+from benchmarks.mouth_reader import Frames, Reader, Track, drawn_frames
+from examples.cartoon.cast import CAST
 from examples.cartoon.character import Character
-from examples.cartoon.scene import draw_frames, draw_portrait
+from examples.cartoon.scene import draw_portrait
 from liveavatar.conditioning import Encoders, encode_conditions
 from liveavatar.config import FPS, FRAMES_PER_BLOCK, SPEECH_RATE_HZ, SamplingConfig
 from liveavatar.model.checkpoint import Placement, open_checkpoint
 from liveavatar.sampling import make_schedule
 from liveavatar.single_device import Models, RenderOptions, render, seeded_draws
 from liveavatar.timeline import make_timeline
-from training.clips import focus_points
 from training.mouth_targets import mouth_targets
 from training.people import random_person
 from training.performance import NUM_CUES, act
 
-Frames = npt.NDArray[np.uint8]
-Track = npt.NDArray[np.float64]
+Samples = npt.NDArray[np.float32]
 
 SIZE = (128, 128)
 PEOPLE_SEED = 90_000
-_FITTED_FRAMES, _RIDGE, _LARGEST_LAG = 240, 30.0, 4
+MOOD_PROMPTS = ("a calm person", "a smiling person", "a surprised person", "a serious person")
+_LARGEST_LAG = 4
 
 
 class Demo:
-    """A checkpoint, loaded on the CPU."""
+    """A checkpoint, loaded on one device in float32."""
 
-    def __init__(self, folder: Path) -> None:
-        where = Placement(torch.device("cpu"), torch.float32)
+    def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
+        where = Placement(torch.device(device), torch.float32)
         checkpoint = open_checkpoint(folder)
         self.embedder = checkpoint.load_condition_embedder(where)
         self.models = Models(
@@ -57,9 +59,16 @@ class Demo:
             checkpoint.load_vae_encoder(where),
         )
 
-    def speak(
-        self, portrait: Frames, speech: npt.NDArray[np.float32], prompt: str, num_steps: int = 4
-    ) -> Frames:
+    @torch.no_grad()
+    def forget(self) -> None:
+        """Put random weights of the same spread in the place of the transformer's."""
+        generator = torch.Generator().manual_seed(0)
+        for parameter in (*self.models.transformer.parameters(), *self.embedder.parameters()):
+            drawn = torch.randn(parameter.shape, generator=generator).to(parameter.device)
+            if parameter.numel() > 1:
+                parameter.copy_(parameter.mean() + parameter.std() * drawn)
+
+    def speak(self, portrait: Frames, speech: Samples, prompt: str, num_steps: int = 3) -> Frames:
         """Render speech (16 kHz) said by a portrait, (T, H, W, 3) uint8."""
         sampling = SamplingConfig(num_steps=num_steps, num_clip=10_000)
         timeline = make_timeline(sampling, len(speech))
@@ -74,49 +83,6 @@ class Demo:
         return torch.cat(list(parts)).numpy()
 
 
-class Reader:
-    """Reads mouth opening and lids off frames of one person; fitted to drawings."""
-
-    def __init__(self, person: Character) -> None:
-        random = np.random.default_rng(PEOPLE_SEED)
-        cues = torch.from_numpy(random.standard_normal((_FITTED_FRAMES // 4, NUM_CUES))).float()
-        noise = torch.from_numpy(random.random((4, _FITTED_FRAMES // 6 + 1))).float()
-        tracks = [track.repeat_interleave(6)[:_FITTED_FRAMES] for track in noise]
-        targets = mouth_targets(torch.zeros(_FITTED_FRAMES * 640))
-        acting = act(targets, cues, "plain", float(person.mouth.smile))
-        shown = [track[:, None, None] for track in tracks]
-        moved = Acting(
-            **{
-                **{name: getattr(acting, name) for name in Acting.__annotations__},
-                "open": shown[0] * (shown[2] > 0.3),
-                "wide": shown[1] * 1.4 - 0.7,
-                "lids": (shown[3] * 1.5).clamp(0, 1),
-            }
-        )
-        points = focus_points(person, SIZE)
-        mouth, eyes = points[0], (points[1] + points[2]) / 2
-        self.boxes = {"open": _box(mouth, 24, 18), "lids": _box(eyes, 30, 12)}
-        drawn = (draw_frames(person, moved, SIZE) * 255).to(torch.uint8).numpy()
-        self.fits = {
-            name: self._fit(drawn, getattr(moved, name).flatten().numpy(), name)
-            for name in self.boxes
-        }
-
-    def _features(self, frames: Frames, name: str) -> Track:
-        rows, columns = self.boxes[name]
-        pixels = frames[:, rows, columns].reshape(len(frames), -1) / 255.0
-        return np.concatenate([pixels, np.ones((len(frames), 1))], axis=1)
-
-    def _fit(self, frames: Frames, values: npt.NDArray[np.float32], name: str) -> Track:
-        features = self._features(frames, name)
-        gram = features @ features.T + _RIDGE / 10 * np.eye(len(features))
-        return np.asarray(features.T @ np.linalg.solve(gram, values))
-
-    def read(self, frames: Frames, name: str) -> Track:
-        """Values of every frame, "open" or "lids"."""
-        return np.asarray(self._features(frames, name) @ self.fits[name])
-
-
 @dataclass(frozen=True)
 class Score:
     """Quality of one clip.
@@ -124,12 +90,14 @@ class Score:
     Attributes:
         correlation: of read and wanted mouth opening at the best lag.
         lag: frames by which the mouth is late, at which it is best.
-        amplitude: deviation of the read opening against the wanted one's as drawn.
-        ceiling: correlation of the reader on drawings of the wanted opening.
+        amplitude: deviation of the read opening against that read off drawings of the wanted one.
+        ceiling: correlation of the reader on those drawings.
         blinks_per_minute: dips of the lids.
         sharpness: of the last second against the second one.
         likeness_db: mean picture of the last second against that of the second one.
+        grey: saturation of the last second against the second one.
         flicker: mean change from frame to frame, levels of 255.
+        jump: largest change between two neighbouring frames against the median one.
     """
 
     correlation: float
@@ -139,23 +107,29 @@ class Score:
     blinks_per_minute: float
     sharpness: float
     likeness_db: float
+    grey: float
     flicker: float
+    jump: float
 
 
-def score(frames: Frames, person: Character, speech: npt.NDArray[np.float32]) -> Score:
+def score(frames: Frames, person: Character, speech: Samples) -> Score:
     """Judge generated frames of a person whose parameters are known."""
-    reader = Reader(person)
-    targets = mouth_targets(torch.from_numpy(speech))
-    wanted = targets.open.numpy()[: len(frames)].astype(np.float64)
-    quiet = torch.zeros(len(wanted) // 4 + 1, NUM_CUES)
-    shown = act(targets, quiet[: targets.open.shape[0] // 4], "plain", float(person.mouth.smile))
-    drawn = (draw_frames(person, shown, SIZE) * 255).to(torch.uint8).numpy()[: len(frames)]
-    read, best = reader.read(frames, "open"), reader.read(drawn, "open")
+    reader = Reader(person, SIZE)
+    whole = len(frames) // 4 * 4
+    targets = mouth_targets(torch.from_numpy(speech[: whole * SPEECH_RATE_HZ // FPS]))
+    wanted = targets.open.numpy().astype(np.float64)
+    shown = act(targets, torch.zeros(whole // 4, NUM_CUES), "plain", float(person.mouth.smile))
+    read = reader.read(frames[:whole], "open")
+    best = np.concatenate([  # a minute of drawings at once is large
+        reader.read(drawn_frames(person, shown.part(first, first + 100), SIZE), "open")
+        for first in range(0, whole, 100)
+    ])  # fmt: skip
     lags = range(-_LARGEST_LAG, _LARGEST_LAG + 1)
     correlations = {lag: _correlation(read, wanted, lag) for lag in lags}
     lag = max(correlations, key=lambda key: correlations[key])
     early, late = frames[FPS : 2 * FPS], frames[-FPS:]
     error = ((early.mean(0) - late.mean(0)) ** 2).mean()
+    changes = [float(abs(np.diff(pair.astype(np.int16), axis=0)).mean()) for pair in _pairs(frames)]
     return Score(
         round(correlations[lag], 3),
         lag,
@@ -164,14 +138,14 @@ def score(frames: Frames, person: Character, speech: npt.NDArray[np.float32]) ->
         round(_blinks(reader.read(frames, "lids")) * 60 * FPS / len(frames), 1),
         round(_sharpness(late) / _sharpness(early), 3),
         round(float(10 * np.log10(255**2 / max(error, 1e-9))), 1),
-        round(float(abs(np.diff(frames.astype(np.int16), axis=0)).mean()), 3),
+        round(_saturation(late) / _saturation(early), 3),
+        round(float(np.mean(changes)), 3),
+        round(max(changes[3:]) / max(float(np.median(changes)), 1e-9), 1),
     )
 
 
-def _box(centre: torch.Tensor, half_width: int, half_height: int) -> tuple[slice, slice]:
-    x, y = int(centre[0]), int(centre[1])
-    rows = slice(max(0, y - half_height), y + half_height)
-    return rows, slice(max(0, x - half_width), x + half_width)
+def _pairs(frames: Frames) -> list[Frames]:
+    return [frames[first : first + 2] for first in range(len(frames) - 1)]
 
 
 def _correlation(read: Track, wanted: Track, lag: int) -> float:
@@ -195,29 +169,78 @@ def _sharpness(frames: Frames) -> float:
     return float(abs(across).mean() + abs(down).mean())
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Judge people of the given seed and print one line of JSON each; returns the exit status."""
+def _saturation(frames: Frames) -> float:
+    wide = frames.astype(np.int16)
+    return float((wide.max(-1) - wide.min(-1)).mean())
+
+
+def stranger(number: int) -> Character:
+    """A person of whom training has drawn nothing."""
+    return random_person(np.random.default_rng(PEOPLE_SEED + number), SIZE)
+
+
+def read_speech(path: Path) -> Samples:
+    """Samples at 16 kHz of a corpus (.npz) or of a recording."""
+    if path.suffix == ".npz":
+        return np.asarray(np.load(path)["samples"], np.float32) / 32768
+    from liveavatar.media.speech import load_speech  # needs a decoder that a corpus does not
+
+    return load_speech(path).samples
+
+
+def save_sheet(videos: Sequence[Frames], path: Path, columns: int = 9) -> None:
+    """Write evenly spaced frames of every video, one row each."""
+    rows = []
+    for frames in videos:
+        chosen = np.linspace(0, len(frames) - 1, columns).astype(int)
+        rows.append(np.concatenate(list(frames[chosen]), axis=1))
+    Image.fromarray(np.concatenate(rows)).save(path, quality=88)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Options of the command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("speech", type=Path, help="file of training.speech_corpus --held-out")
+    parser.add_argument("speech", type=Path, help="corpus (--held-out), or a recording")
     parser.add_argument("--people", type=int, default=4)
+    parser.add_argument("--first", type=int, default=0, help="number of the first person")
+    parser.add_argument("--cast", action="store_true", help="the people of examples/ instead")
     parser.add_argument("--seconds", type=float, default=12.0)
-    parser.add_argument("--steps", type=int, default=4)
-    options = parser.parse_args(arguments)
-    demo, corpus = Demo(options.checkpoint), np.load(options.speech)["samples"]
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--baselines", action="store_true", help="a still, and random weights")
+    parser.add_argument("--moods", action="store_true", help="every person in every mood")
+    parser.add_argument("--sheet", type=Path, help="picture of frames to write")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Judge people and print one line of JSON each; returns the exit status."""
+    options = build_parser().parse_args(arguments)
+    demo, corpus = Demo(options.checkpoint, options.device), read_speech(options.speech)
     blocks = int(options.seconds * FPS) // FRAMES_PER_BLOCK
-    length = blocks * FRAMES_PER_BLOCK * SPEECH_RATE_HZ // FPS
-    for number in range(options.people):
-        person = random_person(np.random.default_rng(PEOPLE_SEED + number), SIZE)
-        start = number * len(corpus) // (options.people + 1)
-        speech = corpus[start : start + length].astype(np.float32) / 32768
-        portrait = draw_portrait(person)
-        frames = demo.speak(portrait, speech, "a calm person", options.steps)
-        still = np.repeat(portrait[None], len(frames), axis=0)
-        for name, video in (("demo", frames), ("still", still)):
+    length = min(blocks * FRAMES_PER_BLOCK * SPEECH_RATE_HZ // FPS, len(corpus))
+    shown = []
+    lost = Demo(options.checkpoint, options.device) if options.baselines else None
+    if lost is not None:
+        lost.forget()
+    for number in range(options.first, options.first + options.people):
+        person = CAST[number] if options.cast else stranger(number)
+        start = min(number * len(corpus) // (options.people + 1), len(corpus) - length)
+        speech = corpus[start : start + length]
+        portrait = draw_portrait(person, SIZE)
+        prompts = MOOD_PROMPTS if options.moods else MOOD_PROMPTS[:1]
+        videos = {prompt: demo.speak(portrait, speech, prompt, options.steps) for prompt in prompts}
+        shown += list(videos.values())
+        if lost is not None:
+            videos["still"] = np.repeat(portrait[None], len(shown[-1]), axis=0)
+            videos["random weights"] = lost.speak(portrait, speech, prompts[0], options.steps)
+        for name, video in videos.items():
             line = {"who": number, "what": name, **asdict(score(video, person, speech))}
             sys.stdout.write(json.dumps(line) + "\n")
             sys.stdout.flush()
+    if options.sheet is not None:
+        save_sheet(shown, options.sheet)
     return 0
 
 

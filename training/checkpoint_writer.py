@@ -64,6 +64,14 @@ def write_autoencoder(
 def _rescale(tensors: dict[str, Tensor], means_NC: Tensor) -> None:
     mean, std = means_NC.mean(0), means_NC.std(0)
     wanted_mean, wanted_std = torch.tensor(PUBLIC_LATENT_MEAN), torch.tensor(PUBLIC_LATENT_STD)
+    _change_latents(tensors, (mean, std), (wanted_mean, wanted_std))
+
+
+def _change_latents(
+    tensors: dict[str, Tensor], had: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor]
+) -> None:
+    """Bring latents of one mean and deviation per channel to another, both halves alike."""
+    (mean, std), (wanted_mean, wanted_std) = had, wanted
     scale, channels = wanted_std / std, len(mean)
     weight, bias = tensors["conv1.weight"].clone(), tensors["conv1.bias"].clone()
     weight[:channels] *= scale[:, None, None, None, None]
@@ -86,6 +94,24 @@ def load_autoencoder(folder: Path, device: torch.device) -> tuple[Encoder, Decod
     for half in (encoder, decoder):
         load_into(half, files, device=device, dtype=torch.float32)
     return encoder, decoder
+
+
+def load_for_training(folder: Path, device: torch.device) -> tuple[Encoder, Decoder] | None:
+    """As `load_autoencoder`, with latents of zero mean and unit deviation, as training has them."""
+    halves = load_autoencoder(folder, device)
+    if halves is not None:
+        parameters = (pair for half in halves for pair in half.named_parameters())
+        tensors = {name: parameter.data for name, parameter in parameters}
+        published = [
+            torch.tensor(t, device=device) for t in (PUBLIC_LATENT_MEAN, PUBLIC_LATENT_STD)
+        ]
+        zero, one = torch.zeros_like(published[0]), torch.ones_like(published[0])
+        _change_latents(tensors, (published[0], published[1]), (zero, one))
+        for half in halves:
+            half.requires_grad_(True)
+            for name, parameter in half.named_parameters():
+                parameter.data = tensors[name]
+    return halves
 
 
 def write_transformer(

@@ -160,7 +160,7 @@ def focus_weights(focus_B42: Tensor, scale: float, size: tuple[int, int]) -> Ten
         down = (y - focus_B42[:, point, 1:]) / (half_y * unit)
         return torch.exp(-0.5 * (across[:, None, :] ** 2 + down[:, :, None] ** 2))
 
-    weights = 0.8 + 5 * bump(0, 0.17, 0.13) + 3 * (bump(1, 0.12, 0.13) + bump(2, 0.12, 0.13))
+    weights = 0.8 + 9 * bump(0, 0.17, 0.13) + 3.5 * (bump(1, 0.12, 0.13) + bump(2, 0.12, 0.13))
     weights = weights + 0.6 * bump(3, 0.5, 0.6)
     return weights / weights.mean((1, 2), keepdim=True)
 

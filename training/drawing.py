@@ -1,4 +1,4 @@
-"""Many clips drawn at once, by several processes: one of them only waits to launch kernels.
+"""Many clips drawn at once, by several processes, on a GPU and beside the training on the host.
 
 A clip depends on the seed and its number alone, not on which process draws it.
 
@@ -11,6 +11,7 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -81,12 +82,12 @@ class Order:
 
     Attributes:
         corpus: file of the speech corpus.
-        count: clips wanted.
+        count: most clips wanted.
         num_frames: of a clip.
         size: width and height in pixels.
         seed: of everything.
-        seconds: after which fewer clips are fine.
-        workers: processes.
+        quick: processes that draw on the GPU where there is one, until they are waited for.
+        patient: processes that draw on processor cores beside the training, until the end.
     """
 
     corpus: Path
@@ -94,50 +95,75 @@ class Order:
     num_frames: int
     size: tuple[int, int]
     seed: int
-    seconds: float
-    workers: int
+    quick: int
+    patient: int
 
 
-def draw_many(order: Order) -> Drawn:
-    """Draw the clips of an order."""
-    started = time.monotonic()
-    drawn = Drawn.empty(order.count, order.num_frames, order.size)
-    if order.workers <= 1:
-        _draw_some(order, 0, drawn, started + order.seconds)
-    else:
+class Drawing:
+    """Processes at work on an order.
+
+    Args:
+        order: what to draw.
+    """
+
+    def __init__(self, order: Order) -> None:
+        self.started = time.monotonic()
+        self.drawn = Drawn.empty(order.count, order.num_frames, order.size)
         context = processes.get_context("spawn")
-        deadline = time.time() + order.seconds
-        workers = [
-            context.Process(target=_work, args=(order, number, drawn, deadline), daemon=True)
-            for number in range(order.workers)
+        self._quick_stop, self._stop = context.Event(), context.Event()
+        self._taken = context.Value("l", 0)  # kept: it lives as long as this process knows it
+        fast = "cuda" if torch.cuda.is_available() else "cpu"
+        places = [(fast, self._quick_stop)] * order.quick + [("cpu", self._stop)] * order.patient
+        self._workers = [
+            context.Process(
+                target=_work, args=(order, self.drawn, self._taken, *place), daemon=True
+            )
+            for place in places
         ]
-        for worker in workers:
+        self._quick = self._workers[: order.quick]
+        for worker in self._workers:
             worker.start()
+
+    def first(self, seconds: float) -> Drawn:
+        """End the quick processes so many seconds after the start; the clips up to then."""
+        deadline = self.started + seconds
+        while time.monotonic() < deadline and any(worker.is_alive() for worker in self._quick):
+            time.sleep(0.1)
+        self._quick_stop.set()
+        return self._joined(self._quick)
+
+    def close(self) -> Drawn:
+        """End all processes; all clips."""
+        self._quick_stop.set()
+        self._stop.set()
+        return self._joined(self._workers)
+
+    def _joined(self, workers: list[Any]) -> Drawn:
+        deadline = time.monotonic() + _JOIN_S
         for worker in workers:
-            worker.join(max(0.0, deadline + _JOIN_S - time.time()))
+            worker.join(max(0.0, deadline - time.monotonic()))
             if worker.is_alive():
                 worker.kill()
-    drawn = drawn.finished()
-    _LOG.info("%d clips in %.0f s", len(drawn.moods), time.monotonic() - started)
-    return drawn
-
-
-def _work(order: Order, worker: int, drawn: Drawn, deadline: float) -> None:
-    _draw_some(order, worker, drawn, time.monotonic() + deadline - time.time())
+        finished = self.drawn.finished()
+        spent = time.monotonic() - self.started
+        _LOG.info("%d clips after %.0f s", len(finished.moods), spent)
+        return finished
 
 
 @torch.no_grad()
-def _draw_some(order: Order, worker: int, drawn: Drawn, deadline: float) -> None:
-    torch.set_num_threads(1 if order.workers > 1 else torch.get_num_threads())
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    corpus = Corpus(order.corpus, device)
-    for number in range(worker, order.count, order.workers):
+def _work(order: Order, drawn: Drawn, taken: Any, device: str, stop: Any) -> None:
+    """Draw one number after another, each taken by one process, until told to stop."""
+    torch.set_num_threads(1)
+    corpus = Corpus(order.corpus, torch.device(device))
+    while not stop.is_set():
+        with taken.get_lock():
+            number, taken.value = taken.value, taken.value + 1
+        if number >= order.count:
+            return
         random = np.random.default_rng((order.seed, *order.size, number))
-        clip = draw_clip(random, corpus, order.num_frames, order.size, device)
+        clip = draw_clip(random, corpus, order.num_frames, order.size, torch.device(device))
         drawn.frames[number] = clip.frames_THWC.cpu()
         drawn.sound[number], drawn.targets[number] = clip.sound_N, clip.targets_T3
         drawn.cues[number], drawn.moods[number] = clip.cues_FK, clip.mood
         drawn.focus[number] = clip.focus_42
         drawn.done[number] = 1
-        if time.monotonic() > deadline:
-            return

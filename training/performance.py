@@ -36,9 +36,9 @@ _ONSET_S, _MOOD_S = 0.30, 0.35
 # smile (None keeps the portrait's own), brow raise, lids, added mouth opening
 _MOOD_LOOKS: dict[str, tuple[float | None, float, float, float]] = {
     "plain": (None, 0.0, 1.0, 0.0),
-    "happy": (1.05, 0.22, 0.84, 0.05),
-    "surprised": (-0.05, 1.0, 1.30, 0.14),
-    "serious": (-0.22, -0.45, 0.84, 0.0),
+    "happy": (1.9, 0.25, 0.72, 0.08),
+    "surprised": (-0.1, 1.5, 1.45, 0.22),
+    "serious": (-0.9, -0.9, 0.78, 0.0),
 }
 
 

@@ -89,7 +89,7 @@ def roughened(sound_BN: Tensor) -> Tensor:
     speech, which is what normalising a silent recording makes of it.
     """
     batch, device = len(sound_BN), sound_BN.device
-    tilt = torch.rand(batch, 1, device=device) * 0.9 - 0.5
+    tilt = torch.rand(batch, 1, device=device) * 0.4 - 0.2
     sound = sound_BN + tilt * torch.nn.functional.pad(sound_BN[:, :-1], (1, 0))
     deviation = sound.std(1, keepdim=True)
     silent = deviation < 0.01

@@ -34,17 +34,18 @@ class AutoencoderTrainer:
     """Both halves, their optimisers, their average, and everything there is to look at.
 
     Args:
-        config: shape of the autoencoder.
+        halves: encoder and decoder on the training device, from `new_autoencoder` or of an
+            earlier run.
         drawn: clips of at least 25 frames.
-        device: where it is trained.
+        still_share: part of the time that is spent on stills.
     """
 
-    def __init__(self, config: VAEConfig, drawn: Drawn, device: torch.device) -> None:
-        self.encoder, self.decoder = Encoder(config), Decoder(config)
-        initialise(self.encoder, self.decoder)
-        self.encoder.to(device)
-        self.decoder.to(device)
-        self.device = device
+    def __init__(
+        self, halves: tuple[Encoder, Decoder], drawn: Drawn, still_share: float = STILL_SHARE
+    ) -> None:
+        self.encoder, self.decoder = halves
+        self.still_share = still_share
+        self.device = device = self.encoder.conv1.weight.device
         self.frames = drawn.frames.to(device)
         size = (drawn.frames.shape[3], drawn.frames.shape[2])
         self.weights = focus_weights(drawn.focus.to(device), 1.0, size)
@@ -85,13 +86,14 @@ class AutoencoderTrainer:
     def run(self, seconds: float, max_steps: int = 10**9) -> None:
         """Train for a time: stills, then clips of 9 and of 25 frames."""
         nothing = torch.zeros((), device=self.device)
-        stills = [Captured(self.step, (*self.batch(_STILLS), nothing))]
-        self._phase("stills", seconds * STILL_SHARE, lambda _: (stills[0], _STILLS), max_steps)
+        if self.still_share > 0:
+            still = Captured(self.step, (*self.batch(_STILLS), nothing))
+            self._phase("stills", seconds * self.still_share, lambda _: (still, _STILLS), max_steps)
         moving = [Captured(self.step, (*self.batch(s), nothing)) for s in (_SHORT, _LONG)]
         shapes = (_SHORT, _SHORT, _LONG)
         self._phase(
             "clips",
-            seconds * (1 - STILL_SHARE),
+            seconds * (1 - self.still_share),
             lambda number: (moving[shapes[number % 3] == _LONG], shapes[number % 3]),
             max_steps,
         )
@@ -142,6 +144,13 @@ class AutoencoderTrainer:
         _LOG.info("reconstruction %.1f dB, mouth and eyes %.1f dB", *decibels)
         self.average.swap()
         return decibels[0], decibels[1]
+
+
+def new_autoencoder(config: VAEConfig, device: torch.device) -> tuple[Encoder, Decoder]:
+    """Make both halves with weights to start from."""
+    encoder, decoder = Encoder(config), Decoder(config)
+    initialise(encoder, decoder)
+    return encoder.to(device), decoder.to(device)
 
 
 def loss_of(encoder: Encoder, decoder: Decoder, video: Tensor, weights: Tensor) -> Tensor:

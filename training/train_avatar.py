@@ -159,7 +159,13 @@ class AvatarTrainer:
 
     def _sent(self, numbers: np.ndarray) -> Tensor:
         """Numbers on the device; the device is not waited for."""
-        return torch.from_numpy(numbers).to(self.device, non_blocking=True)
+        return self._copied(torch.from_numpy(numbers))
+
+    def _copied(self, host: Tensor) -> Tensor:
+        """A copy on the device; memory that is not pinned would make the host wait for it."""
+        if self.device.type != "cuda":
+            return host.to(self.device)
+        return host.pin_memory().to(self.device, non_blocking=True)
 
     def _position(self, blocks: int) -> Position:
         """Half of the clips begin a video; the others lie anywhere in the first 12 minutes."""
@@ -178,7 +184,7 @@ class AvatarTrainer:
         place = position.place(
             self.avatar.config, (rows, columns), timesteps.tolist(), torch.device("cpu")
         )
-        return tuple(part.to(self.device, non_blocking=True) for part in place.tensors())
+        return tuple(self._copied(part) for part in place.tensors())
 
     def roll_out(
         self, inputs: tuple[Tensor, ...], position: Position, look: Callable[..., Tensor]
@@ -223,7 +229,9 @@ class AvatarTrainer:
         self.save(out)
 
     def summary(self) -> str:
-        """Mean error per level since the last call."""
+        """Mean error per level since the last call; nothing where no step was made since."""
+        if not self.errors:
+            return ""
         sigma, error = (torch.cat(parts) for parts in zip(*self.errors, strict=True))
         self.errors = []
         means = ((level, error[(sigma - level).abs() < 1e-4].mean().item()) for level, _ in LEVELS)

@@ -1,7 +1,8 @@
 """Train the whole demo in one time-boxed run: `python -m training.train_demo CORPUS OUT`.
 
 Draws people who say the corpus, trains the autoencoder on them, then the rest on its latents. A
-run that starts with an autoencoder or a transformer in OUT goes on from there.
+run that starts with an autoencoder or a transformer in OUT goes on from there; the autoencoder is
+trained further only for `--more-autoencoder-seconds`.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from liveavatar.config import FRAMES_PER_BLOCK
 from liveavatar.model.checkpoint import CONFIG
 from liveavatar.model.vae import Encoder, VAEConfig
 from training.avatar import Avatar
-from training.checkpoint_writer import load_autoencoder
+from training.checkpoint_writer import load_autoencoder, load_for_training
 from training.demo_config import DEMO, DEMO_VAE, TRIAL
-from training.drawing import Drawn, Order, draw_many
+from training.drawing import Drawing, Drawn, Order
 from training.pool import encode_pool
-from training.train_autoencoder import AutoencoderTrainer
+from training.train_autoencoder import AutoencoderTrainer, new_autoencoder
 from training.train_avatar import AvatarTrainer, Run
 
 _LOG = logging.getLogger("demo")
@@ -36,8 +37,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=500.0, help="of the whole run")
     parser.add_argument("--draw-seconds", type=float, default=60.0)
     parser.add_argument("--autoencoder-seconds", type=float, default=150.0)
-    parser.add_argument("--clips", type=int, default=2400)
-    parser.add_argument("--workers", type=int, default=10, help="processes that draw")
+    parser.add_argument("--more-autoencoder-seconds", type=float, default=0.0)
+    parser.add_argument("--clips", type=int, default=3000, help="at most")
+    parser.add_argument("--quick-workers", type=int, default=8, help="that draw on the GPU")
+    parser.add_argument("--patient-workers", type=int, default=12, help="that draw on the host")
     parser.add_argument("--blocks", type=int, default=7, help="blocks of 12 frames per clip")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rollout-from", type=float, default=0.6)
@@ -49,17 +52,27 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def trained_encoder(options: argparse.Namespace, drawn: Drawn, device: torch.device) -> Encoder:
-    """Encoder of the autoencoder in the folder, which is trained first if there is none."""
-    found = load_autoencoder(options.out, device)
-    if found is None:
+    """Encoder of the autoencoder in the folder, trained first as far as the options ask for it."""
+    halves = load_for_training(options.out, device)
+    if halves is None:
         config = VAEConfig(dim=4, num_res_blocks=1) if options.trial else DEMO_VAE
-        trainer = AutoencoderTrainer(config, drawn, device)
-        trainer.run(options.autoencoder_seconds, options.max_steps)
-        trainer.save(options.out)
+        trainer = AutoencoderTrainer(new_autoencoder(config, device), drawn)
+        _train_autoencoder(trainer, options, options.autoencoder_seconds)
+    elif options.more_autoencoder_seconds > 0:
+        trainer = AutoencoderTrainer(halves, drawn, still_share=0.0)
         trainer.report()
-        found = load_autoencoder(options.out, device)
-        assert found is not None
+        _train_autoencoder(trainer, options, options.more_autoencoder_seconds)
+    found = load_autoencoder(options.out, device)
+    assert found is not None
     return found[0]
+
+
+def _train_autoencoder(
+    trainer: AutoencoderTrainer, options: argparse.Namespace, seconds: float
+) -> None:
+    trainer.run(seconds, options.max_steps)
+    trainer.save(options.out)
+    trainer.report()
 
 
 def main() -> int:
@@ -72,13 +85,13 @@ def main() -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     order = Order(
         options.corpus, options.clips, options.blocks * FRAMES_PER_BLOCK, (128, 128),
-        options.seed, options.draw_seconds, options.workers,
+        options.seed, options.quick_workers, options.patient_workers,
     )  # fmt: skip
-    drawn = draw_many(order)
-    encoder = trained_encoder(options, drawn, device)
-    pool = encode_pool(encoder, drawn)
-    del drawn
-    _LOG.info("encoded %d clips", len(pool.moods))
+    drawing = Drawing(order)
+    encoder = trained_encoder(options, drawing.first(options.draw_seconds), device)
+    pool = encode_pool(encoder, drawing.close())
+    del drawing
+    _LOG.info("encoded %d clips after %.0f s", len(pool.moods), time.monotonic() - started)
     avatar = Avatar(TRIAL if options.trial else DEMO)
     if (options.out / CONFIG).exists():
         avatar.load(options.out)

@@ -58,6 +58,10 @@ class Acting:
         """Return the same acting on a device."""
         return Acting(*(getattr(self, field.name).to(device) for field in fields(self)))
 
+    def part(self, first: int, last: int) -> Acting:
+        """Return the acting of frames `first` to `last`, the last one not included."""
+        return Acting(*(getattr(self, field.name)[first:last] for field in fields(self)))
+
     def head_sway(self, scale: float) -> Sway:
         """Movement of the head, in units of a frame where a head unit is `scale` long."""
         return Sway(self.shift_x * scale, self.shift_y * scale, self.roll, HEAD_REACH * scale)
