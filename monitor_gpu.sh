@@ -1,27 +1,54 @@
 #!/usr/bin/env bash
-# Show memory, heat and work of every card, again and again, and warn when one is nearly full:
+# Show memory, heat and work of every card, again and again. When one is nearly full, say so and ask
+# the application to make the next videos one tier smaller:
 #
 #     ./monitor_gpu.sh [ROUNDS]     without ROUNDS until Ctrl-C
 #
 #   INTERVAL_S=2           seconds between two rounds
-#   THRESHOLD_MB=21000     a card that holds more is warned of
-#   SERVER=http://...      the application, for the state of its group and its queue
+#   THRESHOLD_MB=21000     a card that holds more is nearly full
+#   PAUSE_S=300            a tier is lowered at most once in so many seconds
+#   SERVER=http://...      the application
+#   TOKEN_FILE=data/operator.token   lets it ask; the application writes it into its data folder
 #
-# It changes nothing. A tier that does not fit a card is refused by the plan before anything is
-# allocated; when the warning comes, other programs take part of the card, or the next video should
-# be made at a smaller tier.
+# The tier stays lowered until the operator lifts it (docs/operating.md says how). It stays lowered
+# also when memory is free again, so that it does not swing up and down.
 set -euo pipefail
 
 ROUNDS="${1:-0}"
 INTERVAL_S="${INTERVAL_S:-2}"
 THRESHOLD_MB="${THRESHOLD_MB:-21000}"
+PAUSE_S="${PAUSE_S:-300}"
 SERVER="${SERVER:-http://127.0.0.1:7860}"
+TOKEN_FILE="${TOKEN_FILE:-${0%/*}/data/operator.token}"
 BAR_WIDTH=30
 
 if ! command -v nvidia-smi >/dev/null; then
     echo "monitor_gpu.sh: expected nvidia-smi, which comes with the NVIDIA driver; found none" >&2
     exit 2
 fi
+
+lowered_at=-$PAUSE_S # in seconds of this script
+
+# Ask the application for smaller videos, unless it was asked lately.
+lower_tier() {
+    [ $((SECONDS - lowered_at)) -ge "$PAUSE_S" ] || return 0
+    lowered_at=$SECONDS
+    python3 - "$SERVER/api/group/ceiling" "$1" "$TOKEN_FILE" >&2 <<'END' || true
+import json, sys, urllib.error, urllib.request
+address, reason, token_file = sys.argv[1:]
+try:
+    token = open(token_file, encoding="ascii").read().strip()
+    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+    body = json.dumps({"reason": reason}).encode()
+    request = urllib.request.Request(address, body, headers)
+    ceiling = json.load(urllib.request.urlopen(request, timeout=5))["ceiling"]
+    print(f"the next videos are made at tier {ceiling['tier']} at most")
+except urllib.error.HTTPError as error:
+    print(f"warning: no tier lowered: {json.load(error)['error']['message']}")
+except (OSError, ValueError) as error:
+    print(f"warning: no tier lowered: {error}")
+END
+}
 
 # Write one line about a card: index, bar, MB, temperature, work.
 show_card() {
@@ -32,8 +59,9 @@ show_card() {
     printf 'gpu %s [%-*s] %6s of %s MB  %3s C  %3s %%\n' \
         "$index" "$BAR_WIDTH" "$bar" "$used" "$total" "$heat" "$work"
     if [ "$used" -gt "$THRESHOLD_MB" ]; then
-        printf 'warning: gpu %s holds %s MB, more than %s; end other programs on it, or choose a %s\n' \
-            "$index" "$used" "$THRESHOLD_MB" "smaller tier for the next video" >&2
+        printf 'warning: gpu %s holds %s MB, more than %s; end other programs on it\n' \
+            "$index" "$used" "$THRESHOLD_MB" >&2
+        lower_tier "gpu $index holds $used MB, more than $THRESHOLD_MB"
     fi
 }
 

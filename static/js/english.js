@@ -111,6 +111,7 @@ export const english = {
   group_failed: "Model failed to start",
   group_stopped: "Model is stopped",
   group_lost: "Server not reached, trying again",
+  group_ceiling: "Memory is short: new videos at most {tier}",
   queue_waiting: "{count} waiting",
   model_demo: "Demo model: small, made for a CPU. It draws cartoon faces, not photographs.",
   model_random: "This model has random weights: it runs every step but shows noise, not a person.",

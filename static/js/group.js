@@ -41,6 +41,12 @@ export class Group extends EventTarget {
     const queue = document.getElementById("la-queue-chip");
     queue.hidden = !group?.queue_length;
     queue.textContent = say("queue_waiting", { count: group?.queue_length ?? 0 });
+    const { tier, reason } = group?.ceiling ?? {};
+    const ceiling = document.getElementById("la-ceiling-chip");
+    ceiling.hidden = !tier;
+    ceiling.title = reason ?? "";
+    const limit = tier ? say("group_ceiling", { tier }) : "";
+    if (ceiling.textContent !== limit) ceiling.textContent = limit;
     drawOperators(group);
   }
 }

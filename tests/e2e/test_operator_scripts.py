@@ -17,6 +17,8 @@ import pytest
 
 from tests.e2e.command import ROOT, describe
 from tests.web.live_server import Installation, serve
+from webui.operator import operator_token
+from webui.server import Access
 
 PRINTS_WHAT_IT_GETS = """
 import json, os, sys
@@ -168,14 +170,27 @@ def four_cards(tmp_path: Path) -> str:
     return f"{folder}:{os.environ['PATH']}"
 
 
-def test_the_monitor_warns_of_a_full_card(four_cards: str, tmp_path: Path) -> None:
-    with serve(Installation(tmp_path / "data")) as server:
-        done = run([ROOT / "monitor_gpu.sh", 2], PATH=four_cards, INTERVAL_S=0.05, SERVER=server)
+def test_the_monitor_warns_of_a_full_card_and_lowers_the_tier(
+    four_cards: str, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    installation = Installation(data, access=Access(token=operator_token(tmp_path)))
+    with serve(installation) as server:
+        variables = {"PATH": four_cards, "INTERVAL_S": 0.05, "SERVER": server}
+        untold = run([ROOT / "monitor_gpu.sh", 1], TOKEN_FILE=tmp_path / "none", **variables)
+        assert "warning: no tier lowered: [Errno 2] No such file" in untold.stderr
+        assert installation.store.ceiling() is None
+        variables["TOKEN_FILE"] = tmp_path / "operator.token"
+        done = run([ROOT / "monitor_gpu.sh", 2], **variables)
+        ceiling = installation.store.ceiling()
+    assert ceiling is not None
+    assert (ceiling.tier, ceiling.reason) == ("balanced", "gpu 3 holds 22100 MB, more than 21000")
     assert done.returncode == 0, done.stderr
     assert re.search(r"gpu 3 \[#{26} {4}\]  22100 of 24564 MB   53 C   97 %", done.stdout)
     assert re.search(r"server ok, group \w+, 0 queued", done.stdout)
     warnings = done.stderr.splitlines()
-    assert len(warnings) == 2  # one a round
+    assert len(warnings) == 3  # one a round
+    assert warnings[1] == "the next videos are made at tier balanced at most"
     assert "gpu 3 holds 22100 MB, more than 21000" in warnings[0]
 
 
