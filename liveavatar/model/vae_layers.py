@@ -164,6 +164,10 @@ class CausalConv3d(nn.Conv3d):
         self, frames_TCHW: Tensor, history: History, norm: RMSNorm | None = None
     ) -> Tensor:
         """Convolve the frames, or silu(norm(frames)), after the remembered ones; T stays."""
+        return convolve(self.gather(frames_TCHW, history, norm), self)
+
+    def gather(self, frames_TCHW: Tensor, history: History, norm: RMSNorm | None = None) -> Tensor:
+        """Put the remembered frames and the frames, or silu(norm(frames)), behind each other."""
         past_TCHW = history.frames[self.slot]
         num_frames, channels, height, width = frames_TCHW.shape
         # One buffer holds past and new frames, so nothing is concatenated or padded afterwards.
@@ -180,7 +184,7 @@ class CausalConv3d(nn.Conv3d):
         else:
             norm.activate_into(new_TCHW, frames_TCHW)
         past_TCHW.copy_(input_TCHW[-self.num_past :])
-        return convolve(input_TCHW, self)
+        return input_TCHW
 
 
 def _keep_channels_last(conv: nn.Conv3d) -> None:
@@ -263,8 +267,13 @@ class ResidualBlock(nn.Module):
     def forward(self, frames_TCHW: Tensor, history: History) -> Tensor:
         """Map (T, in_channels, H, W) to (T, out_channels, H, W)."""
         norm1, conv1, norm2, conv2 = self.residual.values()
+        assert isinstance(conv2, CausalConv3d)
+        assert isinstance(norm2, RMSNorm)
         hidden_TCHW = conv1(frames_TCHW, history, norm1)
-        hidden_TCHW = conv2(hidden_TCHW, history, norm2)
+        input_TCHW = conv2.gather(hidden_TCHW, history, norm2)
+        del hidden_TCHW  # at full resolution a large part of what a stream takes
+        hidden_TCHW = convolve(input_TCHW, conv2)
+        del input_TCHW
         if self.shortcut is not None:
             frames_TCHW = convolve(frames_TCHW, self.shortcut)
         return hidden_TCHW.add_(frames_TCHW)

@@ -1,8 +1,9 @@
 """Bytes of the media rank: encoders, autoencoder, the decoder's state, and peaks while they run.
 
 Weights and decoder state are exact. Peaks count the tensors alive at once in the eager code of
-`model/vae_layers.py` (checked against the tensors of a run), and roughly for the text and speech
-encoders. None of them is verified on a GPU yet, where a convolution may take a workspace besides.
+`model/vae_layers.py` on a GPU (checked against the tensors of a run), and roughly for the text and
+speech encoders. None of them is verified on a GPU yet, where a convolution may take a workspace
+besides.
 """
 
 import math
@@ -13,14 +14,14 @@ from liveavatar.config import FPS, LATENT_FRAMES_PER_BLOCK, SamplingConfig
 from liveavatar.plan.precision import FLOAT32_BYTES
 from liveavatar.plan.shapes import SpeechEncoderShape, TextEncoderShape, VAEShape
 
+_GPU_TILE = 64
+
 MOTION_FRAMES = 73
 """Frames of the still portrait that are encoded as motion."""
 
 SPEECH_RATE_HZ = 16_000
 SPEECH_CHUNK_S = 5.0
 SPEECH_STATE_RATE_HZ = 50
-
-_GPU_TILE, _GPU_VALUE_BYTES, _TAPS = 64, 2, 3
 
 
 # --- Autoencoder ---------------------------------------------------------------------------------
@@ -138,20 +139,6 @@ def decoder_state(vae: VAEShape, size_hw: tuple[int, int], value_bytes: int) -> 
     return _state(decoder_layers(vae), size_hw, value_bytes)
 
 
-def _stacked(layer: _Layer, frames: int, pixels: int, value_bytes: int) -> int:
-    """Values of the frames that a GPU stacks for a convolution, and of what it makes of them.
-
-    Only where channels do not fill its tiles, see `model/vae_layers.py`; bfloat16 means a GPU.
-    """
-    if (
-        layer.kind != "residual"
-        or value_bytes != _GPU_VALUE_BYTES
-        or layer.outputs % _GPU_TILE == 0
-    ):
-        return 0
-    return math.ceil(frames / _TAPS**2) * (_TAPS + 1) * layer.outputs * pixels
-
-
 def _working_set(layer: _Layer, frames: int, out_frames: int, pixels: int) -> int:
     """Values alive at once in a layer, its input included.
 
@@ -164,9 +151,9 @@ def _working_set(layer: _Layer, frames: int, out_frames: int, pixels: int) -> in
     inputs, outputs = layer.inputs * pixels, layer.outputs * pixels
     given = frames * inputs
     if layer.kind == "residual":
-        first = (frames + 2) * inputs + frames * outputs
-        second = (2 * frames + frames + 2) * outputs
-        return given + max(first, second)
+        first = _convolved(layer.inputs, layer.outputs, frames)
+        second = _convolved(layer.outputs, layer.outputs, frames)
+        return given + max(first, second) * pixels
     if layer.kind == "attention":
         return 7 * given  # norm, query, key, value, mixed, result
     if layer.kind == "down":
@@ -175,22 +162,31 @@ def _working_set(layer: _Layer, frames: int, out_frames: int, pixels: int) -> in
         doubled = out_frames * inputs
         enlarged = 4 * (doubled + out_frames * outputs)
         return given + enlarged + (doubled if layer.temporal else 0)
-    return given + (frames + 2) * inputs + frames * outputs
+    return given + _convolved(layer.inputs, layer.outputs, frames) * pixels
+
+
+def _convolved(inputs: int, outputs: int, frames: int) -> int:
+    """Values per pixel of a convolution over time: its input with two past frames, its result.
+
+    On a GPU channels that do not fill its matrix units are stacked, a ninth of the frames at a
+    time, three in place of one. See `model/vae_layers.py`.
+    """
+    stacked = -(-frames // 9) * (3 * inputs + outputs) if inputs % _GPU_TILE else 0
+    return (frames + 2) * inputs + frames * outputs + stacked
 
 
 def decode_peak(
     vae: VAEShape, size_hw: tuple[int, int], latent_frames: int, value_bytes: int
 ) -> int:
-    """Peak bytes while the first so many latent frames of a stream are decoded in one call.
+    """Peak bytes while the next so many latent frames of a stream are decoded in one call.
 
-    A later call of as many latent frames makes three frames more.
+    The first call of a stream makes three frames fewer of as many, and takes less.
     """
     frames, peak = latent_frames, 0
     for layer in decoder_layers(vae):
         pixels = (size_hw[0] // layer.stride) * (size_hw[1] // layer.stride)
-        out_frames = 2 * frames - 1 if layer.temporal else frames
-        working = _working_set(layer, frames, out_frames, pixels)
-        peak = max(peak, working + _stacked(layer, frames, pixels, value_bytes))
+        out_frames = 2 * frames if layer.temporal else frames
+        peak = max(peak, _working_set(layer, frames, out_frames, pixels))
         frames = out_frames
     return peak * value_bytes
 
@@ -209,8 +205,7 @@ def encode_peak(vae: VAEShape, size_hw: tuple[int, int], value_bytes: int) -> in
         pixels = (size_hw[0] // layer.stride) * (size_hw[1] // layer.stride)
         before = made * layer.inputs * pixels if frames > made else 0  # what was repeated
         made = (frames + 1) // 2 if layer.temporal else frames
-        working = _working_set(layer, frames, made, pixels)
-        peak = max(peak, before + working + _stacked(layer, frames, pixels, value_bytes))
+        peak = max(peak, before + _working_set(layer, frames, made, pixels))
         if layer.temporal:
             settling, total = settling // 2, (total + 1) // 2
     return peak * value_bytes + _state(encoder_layers(vae), size_hw, value_bytes)
@@ -219,8 +214,7 @@ def encode_peak(vae: VAEShape, size_hw: tuple[int, int], value_bytes: int) -> in
 def decoded_latent_frames(sampling: SamplingConfig) -> int:
     """Most latent frames that are decoded in one call; the warm-up comes in blocks too."""
     blocks = 1 if sampling.online_decode else sampling.window_blocks
-    # A block of a running stream makes 12 frames, as 4 latent frames at its start would at most.
-    return blocks * LATENT_FRAMES_PER_BLOCK + 1
+    return blocks * LATENT_FRAMES_PER_BLOCK
 
 
 # --- Text and speech -----------------------------------------------------------------------------
