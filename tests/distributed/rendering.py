@@ -91,6 +91,15 @@ def wait_for_progress(group: WorkerGroup, number: int) -> None:
     until(group, lambda e: isinstance(e, Progress) and e.number == number and bool(e.frames))
 
 
+def wait_for_frames(group: WorkerGroup, number: int, frames: int) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while time.monotonic() < deadline:
+        event = group.next_event(1.0)
+        if isinstance(event, Progress) and event.number == number and event.frames >= frames:
+            return
+    raise AssertionError(f"job {number} did not get to {frames} frames")
+
+
 def until_it_ends(group: WorkerGroup) -> None:
     deadline = time.monotonic() + 40
     while time.monotonic() < deadline:

@@ -77,7 +77,7 @@ def test_the_four_card_script_gives_every_option(checkout: Path, cli: ModuleType
     assert options.num_gpus_dit == options.ulysses_size == 3
     assert (options.offload_model, options.tpp_mode, options.resume) == (False, True, True)
     known = {action.option_strings[0] for action in parser._actions if action.option_strings}
-    optional = {"--batch", "-h"}  # other ways to say what is made
+    optional = {"--batch", "--mesh", "-h"}  # other ways to say the same
     assert known - optional == {word for word in got["arguments"] if word.startswith("--")}
 
 

@@ -163,7 +163,8 @@ def test_what_is_sent_twice_is_made_once(context: BrowserContext, address: str) 
     page = open_app(context, address)
     waiting: set[object] = set()
     page.on("request", lambda request: "/queue/data" in request.url and waiting.add(request))
-    page.on("requestfinished", lambda request: waiting.discard(request))
+    for end in ("requestfinished", "requestfailed"):  # either side may close a stream
+        page.on(end, lambda request: waiting.discard(request))
     choose_example(page, "oliver")
     until(page, "document.querySelector('#la-key input, #la-key textarea').value.length > 9")
     jobs = lambda: context.request.get(f"{address}/api/jobs").json()  # noqa: E731
