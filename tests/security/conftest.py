@@ -1,4 +1,8 @@
-"""One plain Gradio and one application of ours; both are attacked in the same run."""
+"""One plain Gradio and one application of ours; both are attacked in the same run.
+
+Ours lives as long as one file of tests: Gradio keeps its folder of uploads in the environment, so
+that of two applications in one process only the later one takes files.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
         yield target
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     settings = replace(SETTINGS, limits=LIMITS)
     installation = Installation(tmp_path_factory.mktemp("ours"), settings=settings, with_page=True)
@@ -31,14 +35,14 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installat
         yield installation
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ours(installation: Installation) -> Target:
     target = Target(installation.address, installation.data)
     target.learn()
     return target
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     """The application with a login."""
     access = Access(read_accounts("ann:secret", "test", b"k" * 32))
