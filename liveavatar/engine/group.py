@@ -28,7 +28,13 @@ from liveavatar.engine.messages import (
     Stop,
     Submit,
 )
-from liveavatar.engine.processes import START_S, STOP_S, RankProcesses, with_news
+from liveavatar.engine.processes import (
+    START_S,
+    STOP_S,
+    RankProcesses,
+    refuse_while_importing,
+    with_news,
+)
 from liveavatar.engine.watchdog import Limits, Watchdog
 from liveavatar.errors import DeadlineError, EngineError, MemoryShortError, WorkerDiedError
 
@@ -75,9 +81,13 @@ class WorkerGroup:
 
     Args:
         spec: what to build; its `folder` is replaced by a private one of this group.
+
+    Raises:
+        RuntimeError: the program that makes it lacks `if __name__ == "__main__"`.
     """
 
     def __init__(self, spec: GroupSpec) -> None:
+        refuse_while_importing()
         self._folder = Path(tempfile.mkdtemp(prefix="liveavatar-"))
         self.spec = replace(spec, folder=self._folder)
         self._starting = set(range(spec.world_size))

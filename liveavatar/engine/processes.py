@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing import forkserver
+from multiprocessing import forkserver, spawn
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
@@ -116,6 +116,14 @@ class RankProcesses:
         finally:
             for pipe in pipes:
                 pipe.close()
+
+
+def refuse_while_importing() -> None:
+    """Raise RuntimeError where a rank imports the program that started it: that one lacks a guard.
+
+    Started from there, ranks would start ranks.
+    """
+    spawn._check_not_importing_main()  # type: ignore[attr-defined]
 
 
 def with_news(pipes: list[Connection], timeout_s: float) -> list[Connection]:
