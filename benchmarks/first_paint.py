@@ -48,9 +48,11 @@ from webui.settings import ServerSettings
 _PACE = Pace(load_s=0.1, prepare_s=1.0, fps=30.0)
 _PATIENCE_MS = 60_000
 _CLICKS, _CLICK_MS = 6, 10_000
-_WATCH = """() => new Promise((painted) => {
+_WATCH = """(patienceMs) => new Promise((painted, missed) => {
   const video = document.getElementById("la-video");
   video.requestVideoFrameCallback((now) => painted(performance.timeOrigin + now));
+  const step = () => document.getElementById("la-step").textContent;
+  setTimeout(() => missed(Error(`nothing was painted in time, step '${step()}'`)), patienceMs);
 })"""
 _CLOCK = "performance.timeOrigin + performance.now()"
 _PROMPT_IS_FILLED = "document.querySelector('#la-prompt textarea').value.length > 20"
@@ -129,7 +131,7 @@ def run_once(browser: Browser, address: str, decoded: Decoded) -> float:
         page.wait_for_selector("#la-group-chip[data-state=ready]")
         _choose_example(page)
         page.click("#la-generate")
-        painted_ms: float = page.evaluate(_WATCH)
+        painted_ms: float = page.evaluate(_WATCH, _PATIENCE_MS)
         elapsed_ms = painted_ms - _clock_offset_ms(page) - decoded.at_ms
         page.click("#la-cancel")
         page.wait_for_selector("#la-cancel:disabled")
