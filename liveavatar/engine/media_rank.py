@@ -38,14 +38,12 @@ from liveavatar.parallel.messages import (
 )
 from liveavatar.parallel.transfer import Packet, Receiver, Sender
 from liveavatar.parallel.wavefront import Pipeline
+from liveavatar.plan.transformer_memory import SPARE_BLOCKS
 from liveavatar.resume_points import write_part
 from liveavatar.sampling import make_schedule
 from liveavatar.single_device import VideoDecoder
 
 logger = logging.getLogger(__name__)
-
-SPARE_BLOCKS = 2
-"""Blocks whose speech waits at the stages beyond those that are in flight."""
 
 _POLL_S = 0.05
 
