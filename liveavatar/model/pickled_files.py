@@ -5,7 +5,6 @@ many tensors, not for each.
 """
 
 import pickle
-import struct
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,27 +15,11 @@ from torch import Tensor
 
 from liveavatar.errors import CheckpointError
 from liveavatar.model.damage import changed_since, damaged, first_bytes, one_line
+from liveavatar.plan.stored_shapes import PICKLE_FAILURES
 
 PICKLE_SUFFIXES = (".pth", ".pt", ".bin")
 
 _KEPT_BYTES = 256 * 2**20
-
-# What reading a damaged zip or pickle was seen to raise: the unpickler runs on arbitrary bytes.
-_PICKLE_FAILURES = (
-    pickle.UnpicklingError,
-    struct.error,
-    OSError,
-    EOFError,
-    RuntimeError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    AssertionError,
-    ArithmeticError,
-    MemoryError,
-    ImportError,
-)
 
 
 class PickledFiles:
@@ -100,7 +83,7 @@ def map_pickled(path: Path) -> dict[str, Tensor]:
         ) from error
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing: fetch it") from error
-    except _PICKLE_FAILURES as error:
+    except PICKLE_FAILURES as error:
         damaged(path, error)
     return _flat_table(path, content)
 

@@ -13,8 +13,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 _LARGEST_HEADER = 64 * 2**20
 
-# What reading a damaged zip or pickle raises: the unpickler runs on arbitrary bytes.
-_PICKLE_FAILURES = (
+PICKLE_FAILURES = (
     pickle.UnpicklingError,
     zipfile.BadZipFile,
     struct.error,
@@ -25,10 +24,12 @@ _PICKLE_FAILURES = (
     TypeError,
     LookupError,
     AttributeError,
+    AssertionError,
     ArithmeticError,
     MemoryError,
-    NotImplementedError,
+    ImportError,
 )
+"""What reading a damaged zip or pickle was seen to raise: the unpickler runs on arbitrary bytes."""
 
 
 def read_safetensors_shapes(path: Path) -> Shapes:
@@ -68,7 +69,7 @@ def read_pickled_shapes(path: Path) -> Shapes:
         return {str(name): _checked(shape) for name, shape in table.items()}
     except StopIteration:
         raise CheckpointError(f"{path}: expected a file by torch.save, found no table") from None
-    except _PICKLE_FAILURES as error:
+    except PICKLE_FAILURES as error:
         reason = " ".join(str(error).split())[:160]
         raise CheckpointError(f"{path}: expected tensors saved by torch.save: {reason}") from None
 
