@@ -12,7 +12,6 @@ import pytest
 
 from liveavatar.engine.messages import Finished, GroupSpec
 from liveavatar.errors import WorkerDiedError
-from liveavatar.random_checkpoint import write_checkpoint
 from tests.distributed.rendering import (
     Studio,
     none_runs,
@@ -29,18 +28,6 @@ pytestmark = pytest.mark.timeout(180)
 
 LISTENING = "0A"
 LOOPBACK = "0100007F"
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("tiny")
-    write_checkpoint(directory)
-    return directory
-
-
-@pytest.fixture(scope="module")
-def studio(tmp_path_factory: pytest.TempPathFactory) -> Studio:
-    return Studio(tmp_path_factory.mktemp("studio"))
 
 
 def shared(checkpoint: Path, *, tp: int = 1, sp: int = 1) -> GroupSpec:

@@ -21,7 +21,6 @@ from liveavatar.engine.group import WorkerGroup
 from liveavatar.engine.messages import Finished, Progress, Refused, RenderJob
 from liveavatar.errors import DeadlineError, WorkerDiedError
 from liveavatar.media.live_file import measure_live_file
-from liveavatar.random_checkpoint import write_checkpoint
 from tests.distributed.rendering import (
     Studio,
     none_runs,
@@ -41,18 +40,6 @@ from tests.unit.mp4_material import decode_video
 pytestmark = pytest.mark.timeout(180)
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("tiny")
-    write_checkpoint(directory)
-    return directory
-
-
-@pytest.fixture(scope="module")
-def studio(tmp_path_factory: pytest.TempPathFactory) -> Studio:
-    return Studio(tmp_path_factory.mktemp("studio"))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -16,7 +16,6 @@ from liveavatar.model.vae import (
     Decoder,
     Encoder,
     VAEConfig,
-    checkpoint_shapes,
     encode,
     encode_still,
 )
@@ -28,8 +27,8 @@ from liveavatar.model.vae_stream import (
     new_decoder_state,
     to_uint8,
 )
+from tests.unit.plain_vae import TINY, plain_decode, plain_encode
 
-TINY = VAEConfig(dim=4, num_res_blocks=1)
 HEIGHT, WIDTH = 16, 24
 ROUNDING = 1e-5
 
@@ -72,86 +71,6 @@ def stream(
 ) -> torch.Tensor:
     parts = latent_CFHW.split(lengths, dim=1)
     return torch.cat([decode_step(decoder, part, state) for part in parts], dim=1)
-
-
-def plain_causal_conv(video_CTHW: torch.Tensor, conv: torch.nn.Conv3d) -> torch.Tensor:
-    """The defining formula, padded in one go: kt - 1 zero frames before, symmetric in space."""
-    taps, rows, columns = conv.kernel_size
-    sides = (columns // 2, columns // 2, rows // 2, rows // 2, taps - 1, 0)
-    padded = torch.nn.functional.pad(video_CTHW, sides)
-    return torch.nn.functional.conv3d(padded[None], conv.weight, conv.bias)[0]
-
-
-def plain_norm(video_CTHW: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
-    length = video_CTHW.norm(dim=0, keepdim=True).clamp(min=1e-12)
-    return video_CTHW / length * len(gamma) ** 0.5 * gamma.view(-1, 1, 1, 1)
-
-
-def plain_residual(video_CTHW: torch.Tensor, block: torch.nn.Module) -> torch.Tensor:
-    silu = torch.nn.functional.silu
-    norm1, conv1, norm2, conv2 = block.residual.values()
-    hidden = plain_causal_conv(silu(plain_norm(video_CTHW, norm1.gamma)), conv1)
-    hidden = plain_causal_conv(silu(plain_norm(hidden, norm2.gamma)), conv2)
-    shortcut = block.shortcut
-    return hidden + (video_CTHW if shortcut is None else plain_causal_conv(video_CTHW, shortcut))
-
-
-def plain_attention(video_CTHW: torch.Tensor, attention: torch.nn.Module) -> torch.Tensor:
-    channels, _, height, width = video_CTHW.shape
-    normed_TCHW = plain_norm(video_CTHW, attention.norm.gamma).transpose(0, 1)
-    query, key, value = attention.to_qkv(normed_TCHW).flatten(2).split(channels, dim=1)
-    weights = torch.softmax(query.transpose(1, 2) @ key / channels**0.5, dim=-1)
-    mixed = (value @ weights.transpose(1, 2)).unflatten(2, (height, width))
-    return video_CTHW + attention.proj(mixed).transpose(0, 1)
-
-
-def plain_upsample(video_CTHW: torch.Tensor, layer: torch.nn.Module) -> torch.Tensor:
-    if layer.time_conv is not None:
-        first, rest = video_CTHW[:, :1], video_CTHW[:, 1:]
-        even, odd = plain_causal_conv(rest, layer.time_conv).chunk(2, dim=0)
-        video_CTHW = torch.cat([first, torch.stack([even, odd], dim=2).flatten(1, 2)], dim=1)
-    big = video_CTHW.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
-    return layer.resample["1"](big.transpose(0, 1)).transpose(0, 1)
-
-
-def plain_decode(decoder: Decoder, latent_CFHW: torch.Tensor) -> torch.Tensor:
-    """The whole clip by the published formulas, one layer after the other, nothing remembered."""
-    mean, std = (torch.tensor(v).view(-1, 1, 1, 1) for v in (TINY.latent_mean, TINY.latent_std))
-    trunk = decoder.decoder
-    video = plain_causal_conv(latent_CFHW * std + mean, decoder.conv2)
-    video = plain_residual(plain_causal_conv(video, trunk.conv1), trunk.middle[0])
-    video = plain_residual(plain_attention(video, trunk.middle[1]), trunk.middle[2])
-    for layer in trunk.upsamples:
-        is_residual = hasattr(layer, "residual")
-        video = plain_residual(video, layer) if is_residual else plain_upsample(video, layer)
-    normed = plain_norm(video, trunk.head["0"].gamma)
-    return plain_causal_conv(torch.nn.functional.silu(normed), trunk.head["2"])
-
-
-def plain_downsample(video_CTHW: torch.Tensor, layer: torch.nn.Module) -> torch.Tensor:
-    padded = torch.nn.functional.pad(video_CTHW, (0, 1, 0, 1)).transpose(0, 1)
-    video_CTHW = layer.resample["1"](padded).transpose(0, 1)
-    if layer.time_conv is None:
-        return video_CTHW
-    later = [
-        layer.time_conv(video_CTHW[None, :, last - 2 : last + 1])[0]
-        for last in range(2, video_CTHW.shape[1], 2)
-    ]
-    return torch.cat([video_CTHW[:, :1], *later], dim=1)
-
-
-def plain_encode(encoder: Encoder, video_CTHW: torch.Tensor) -> torch.Tensor:
-    mean, std = (torch.tensor(v).view(-1, 1, 1, 1) for v in (TINY.latent_mean, TINY.latent_std))
-    trunk = encoder.encoder
-    video = plain_causal_conv(video_CTHW, trunk.conv1)
-    for layer in trunk.downsamples:
-        is_residual = hasattr(layer, "residual")
-        video = plain_residual(video, layer) if is_residual else plain_downsample(video, layer)
-    video = plain_attention(plain_residual(video, trunk.middle[0]), trunk.middle[1])
-    video = plain_residual(video, trunk.middle[2])
-    normed = plain_norm(video, trunk.head["0"].gamma)
-    moments = plain_causal_conv(torch.nn.functional.silu(normed), trunk.head["2"])
-    return (plain_causal_conv(moments, encoder.conv1)[: TINY.z_dim] - mean) / std
 
 
 def test_decoder_follows_the_published_formulas(decoder, latent_CFHW):
@@ -414,84 +333,6 @@ def test_networks_keep_nothing_but_parameters(encoder, decoder):
         else:
             decode(decoder, torch.zeros(16, 2, 1, 1))
         assert {name: set(vars(module)) for name, module in network.named_modules()} == before
-
-
-def test_the_public_checkpoint_has_194_tensors_and_127_million_parameters():
-    shapes = checkpoint_shapes(VAEConfig())
-    assert len(shapes) == 194
-    assert round(sum(torch.Size(shape).numel() for shape in shapes.values()) / 1e5) == 1269
-    assert shapes["decoder.upsamples.3.time_conv.weight"] == (768, 384, 3, 1, 1)
-    assert shapes["decoder.upsamples.4.shortcut.weight"] == (384, 192, 1, 1, 1)
-    assert shapes["encoder.downsamples.10.residual.6.weight"] == (384, 384, 3, 3, 3)
-    assert shapes["encoder.middle.1.norm.gamma"] == (384, 1, 1)
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        VAEConfig(),
-        TINY,
-        VAEConfig(dim=8, dim_mult=(1, 2), temporal_downsample=(True,)),
-        VAEConfig(dim=6, dim_mult=(1,), temporal_downsample=(), num_res_blocks=3),
-        VAEConfig(dim=4, z_dim=3, latent_mean=(0.0, 0.1, 0.2), latent_std=(1.0, 2.0, 3.0)),
-    ],
-)
-def test_a_config_is_read_off_its_checkpoints_shapes(config):
-    shapes = checkpoint_shapes(config)
-    assert VAEConfig.from_shapes(shapes, config.latent_mean, config.latent_std) == config
-
-
-def edited(name: str, shape: tuple[int, ...] | None) -> dict[str, tuple[int, ...]]:
-    shapes = checkpoint_shapes(TINY)
-    shapes.pop(name, None)
-    return shapes if shape is None else {**shapes, name: shape}
-
-
-@pytest.mark.parametrize(
-    ("shapes", "message"),
-    [
-        ({}, "decoder.upsamples.0"),
-        (edited("conv2.weight", None), "conv2.weight"),
-        (edited("conv2.weight", ()), "conv2.weight"),
-        (edited("conv2.weight", (4, 4, 1, 1, 1)), "z_dim = 4"),
-        (edited("encoder.conv1.bias", None), "encoder.conv1.bias should be"),
-        (edited("encoder.conv1.bias", (5,)), "encoder.conv1.bias should be"),
-        (edited("encoder.extra", (5,)), "encoder.extra should be absent"),
-        (edited("decoder.upsamples.0.residual.2.weight", (10**20, 4)), "output channels"),
-        (edited("decoder.upsamples.0.residual.2.weight", None), "found none before"),
-        (edited("decoder.upsamples.10.residual.2.weight", None), "but is absent"),
-        (edited("decoder.upsamples.4.residual.2.weight", (3, 8, 3, 3, 3)), "expected multiples"),
-        (edited("decoder.upsamples.4.residual.2.weight", (12, 8, 3, 3, 3)), "should be"),
-        (edited("decoder.upsamples.5.resample.1.weight", (3, 8, 3, 3)), "should be"),
-    ],
-)
-def test_contradicting_shapes_are_one_clear_error(shapes, message):
-    with pytest.raises(CheckpointError, match=re.escape(message)) as caught:
-        VAEConfig.from_shapes(shapes)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"dim": 0}, "at least 1"),
-        ({"dim_mult": ()}, "at least 1"),
-        ({"temporal_downsample": (True,)}, "temporal_downsample"),
-        ({"dim": 3, "dim_mult": (1, 1, 2, 2)}, "odd width"),
-        ({"z_dim": 8}, "z_dim = 8"),
-        ({"latent_std": (0.0,) * 16}, "above zero"),
-        ({"latent_mean": (float("nan"),) * 16}, "finite"),
-    ],
-)
-def test_contradicting_settings_are_one_clear_error(fields, message):
-    with pytest.raises(ConfigError, match=message):
-        VAEConfig(**fields)
-
-
-def test_strides_follow_from_the_levels():
-    assert (TINY.spatial_stride, TINY.temporal_stride) == (8, 4)
-    flat = VAEConfig(dim_mult=(1, 2), temporal_downsample=(False,))
-    assert (flat.spatial_stride, flat.temporal_stride) == (2, 1)
 
 
 def test_bytes_are_clamped_and_rounded():
