@@ -4,8 +4,9 @@
     python -m benchmarks.dit_step --shape tiny --size 64*64 --device cpu
 
 A forward is a block at one denoise step through all layers, speech included, with a full ring:
-embedding, layers, head. Weights and inputs are random, at the shape of the 14B model unless said.
-Sizes are taken literally. The bound adds up what the matrix products, attention and, with 8-bit
+embedding, layers, head. They are timed in a row, and those of one block alone: with the device idle
+before. Weights and inputs are random, at the shape of the 14B model unless said. Sizes are taken
+literally. The bound adds up what the matrix products, attention and, with 8-bit
 caches, bringing back the windows would take at the rates measured in the same run.
 """
 
@@ -20,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -61,7 +63,7 @@ class Setting:
         device: where.
         compiled: whether work between matrix products is fused.
         recorded: whether forwards are replayed as CUDA graphs.
-        forwards: timed ones.
+        forwards: timed ones, rounded up to whole blocks; those of the first block alone.
         profiled: whether the kernels of one more forward are listed.
         on_shelf: whether layers come from host memory for every forward.
     """
@@ -154,18 +156,26 @@ class Forwards:
         return self.denoiser.head(hidden_LD, step)
 
 
-def timed(device: torch.device, run: Callable[[], object]) -> float:
-    """Milliseconds of a call, by the device's clock where it has one."""
+def timed(device: torch.device, runs: Sequence[Callable[[], object]]) -> list[float]:
+    """Milliseconds of each of some calls, by the device's clock where it has one.
+
+    Nothing waits between them, as nothing does between the items of a pipeline stage: the host is
+    ahead of the device, but for the first call.
+    """
     if device.type != "cuda":
-        started = time.perf_counter()
+        times = []
+        for run in runs:
+            started = time.perf_counter()
+            run()
+            times.append(1000 * (time.perf_counter() - started))
+        return times
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(1 + len(runs))]  # type: ignore[no-untyped-call]
+    events[0].record()
+    for run, event in zip(runs, events[1:], strict=True):
         run()
-        return 1000 * (time.perf_counter() - started)
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    start.record()
-    run()
-    end.record()
-    end.synchronize()
-    return float(start.elapsed_time(end))
+        event.record()
+    events[-1].synchronize()
+    return [float(start.elapsed_time(end)) for start, end in pairwise(events)]
 
 
 @contextlib.contextmanager
@@ -194,17 +204,20 @@ def measure(setting: Setting, transformer: Transformer, ceilings: Ceilings) -> d
                 velocity = forwards.run(block, step)
         finite = bool(velocity.isfinite().all())
         warm_up_s = time.perf_counter() - started
-        times: list[float] = []
         held: set[int] = set()
-        block = window
-        while len(times) < setting.forwards:
-            block += 1
-            forwards.hear(block)
-            for step in range(steps):
-                times.append(timed(setting.device, partial(forwards.run, block, step)))
-            if on_gpu:
+
+        def run(block: int, step: int) -> None:
+            if step == 0:
+                forwards.hear(block)
+            forwards.run(block, step)
+            if on_gpu and step == steps - 1:
                 held.add(torch.cuda.memory_allocated())
-        kernels = {}
+
+        blocks = range(window + 1, window + 1 + -(-setting.forwards // steps))
+        items = [partial(run, block, step) for block in blocks for step in range(steps)]
+        alone = [timed(setting.device, [item])[0] for item in items[:steps]]
+        in_a_row = timed(setting.device, items[steps:] or items)
+        block, kernels = blocks[-1], {}
         if setting.profiled and on_gpu:
             kernels = {"profile": kernel_times(partial(forwards.run, block, steps - 1))}
     return {
@@ -219,7 +232,8 @@ def measure(setting: Setting, transformer: Transformer, ceilings: Ceilings) -> d
         "backend": forwards.denoiser.backend,
         "warm_up_s": round(warm_up_s, 1),
         "finite": finite,
-        **_speed(setting, times, ceilings),
+        **_speed(setting, in_a_row, ceilings),
+        "alone_ms": round(statistics.median(alone), 2),
         **(_memory(setting, held) if on_gpu else {}),
     }
 
@@ -344,7 +358,8 @@ def one_line(report: dict[str, Any]) -> str:
         f"{'recorded' if report['recorded'] else 'by hand'}"
         f"{', layers from the host' if report['on_shelf'] else ''}, "
         f"{report['environment']['device']}: "
-        f"{report['median_ms']} ms (p95 {report['p95_ms']}), {report['tflop_per_s']} TFLOP/s, "
+        f"{report['median_ms']} ms (p95 {report['p95_ms']}), alone {report['alone_ms']}, "
+        f"{report['tflop_per_s']} TFLOP/s, "
         f"bound {report['bound_ms']} ms, {100 * report['share_of_bound']:.0f} % of it reached"
     )
     if "peak_gib" in report:

@@ -7,6 +7,7 @@ import time
 import wave
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -21,7 +22,9 @@ from liveavatar.engine.messages import (
     Event,
     Finished,
     GroupSpec,
+    Progress,
     RandomWeights,
+    Ready,
     Refused,
     RenderJob,
     Transport,
@@ -97,6 +100,11 @@ class Setup:
     def on_gpu(self) -> bool:
         """Whether the ranks are on GPUs."""
         return self.devices[0] != "cpu"
+
+    @property
+    def speech_s(self) -> float:
+        """Seconds of speech of each job: as long as all clips."""
+        return self.sampling.num_clip * self.sampling.infer_frames / FPS
 
     def plan(self) -> LayoutPlan:
         """What memory each rank is expected to need."""
@@ -190,9 +198,8 @@ class Trace:
 def make_jobs(setup: Setup, count: int) -> list[RenderJob]:
     """Jobs of a random portrait and of speech-like noise, as long as all clips."""
     sound = setup.out / "speech.wav"
-    seconds = setup.sampling.num_clip * setup.sampling.infer_frames / FPS
     draws = np.random.default_rng(0)
-    noise = draws.normal(0, 3000, round(seconds * SPEECH_RATE_HZ)).clip(-32000, 32000)
+    noise = draws.normal(0, 3000, round(setup.speech_s * SPEECH_RATE_HZ)).clip(-32000, 32000)
     with wave.open(str(sound), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
@@ -217,27 +224,36 @@ def make_jobs(setup: Setup, count: int) -> list[RenderJob]:
     ]
 
 
-def run_jobs(spec: GroupSpec, jobs: Sequence[RenderJob], *, together: bool = True) -> Trace:
+def run_jobs(spec: GroupSpec, jobs: Sequence[RenderJob], *, only_begin: bool = False) -> Trace:
     """Start a group, hand it the jobs once it is ready, and listen until the last one ends.
 
     Args:
         spec: what to start.
         jobs: in order.
-        together: whether all are handed over at once; else each when the one before has ended.
+        only_begin: each is handed over when the one before has ended, and is cancelled at its first
+            frame; else all are handed over at once.
     """
     before = _device_bytes(spec.devices)
     started = time.monotonic()
     said: list[Said] = []
     submitted: dict[int, float] = {}
+
+    def all_ended() -> bool:
+        ended = {s.event.number for s in said if isinstance(s.event, Finished | Refused)}
+        return submitted.keys() <= ended
+
     with WorkerGroup(spec) as group:
         try:
             _listen(group, said, started, START_LIMIT_S, lambda: group.is_ready)
-            for batch in [jobs] if together else [[job] for job in jobs]:
-                for job in batch:
-                    submitted[job.number] = time.monotonic() - started
-                    group.submit(job)
-                limit_s = JOB_LIMIT_S * len(batch)
-                _listen(group, said, started, limit_s, lambda: submitted.keys() <= _ended(said))
+            for job in jobs:
+                submitted[job.number] = time.monotonic() - started
+                group.submit(job)
+                if only_begin:
+                    has_begun = partial(_shows_frames, said, job.number)
+                    _listen(group, said, started, JOB_LIMIT_S, has_begun)
+                    group.cancel(job.number)
+                    _listen(group, said, started, JOB_LIMIT_S, all_ended)
+            _listen(group, said, started, JOB_LIMIT_S * len(jobs), all_ended)
             held = _device_bytes(spec.devices) - before
             group.close()
         except EngineError as error:
@@ -275,5 +291,29 @@ def _listen(
             said.append(Said(time.monotonic() - started, event))
 
 
-def _ended(said: Sequence[Said]) -> set[int]:
-    return {s.event.number for s in said if isinstance(s.event, Finished | Refused)}
+def _shows_frames(said: Sequence[Said], number: int) -> bool:
+    event = said[-1].event
+    return isinstance(event, Progress) and event.number == number and event.frames > 0
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a group came to be ready, seconds since it was made.
+
+    Attributes:
+        processes_s: until a rank first spoke: libraries are read, processes forked.
+        weights_s: until the last rank had its weights, and the ranks their links.
+        ready_s: until the first video had come through all ranks.
+    """
+
+    processes_s: float
+    weights_s: float
+    ready_s: float
+
+
+def start_of(trace: Trace) -> Start:
+    """How the group of a run that went well came to be ready."""
+    ready = [(s.at_s, s.event) for s in trace.said if isinstance(s.event, Ready)]
+    loaded = [at_s - event.ready_s + event.load_s for at_s, event in ready]
+    moments = (trace.said[0].at_s, max(loaded), max(at_s for at_s, _ in ready))
+    return Start(*(round(moment, 2) for moment in moments))

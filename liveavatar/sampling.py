@@ -94,8 +94,11 @@ def block_noise(
     """
     key = (_hash(seed, block_index, 0), _hash(seed, block_index, -1 & _MASK))
     generator = np.random.Generator(np.random.Philox(key=np.array(key, dtype=np.uint64)))
-    noise = torch.from_numpy(generator.standard_normal(tuple(shape), dtype=np.float32))
-    return noise.to(device=device, dtype=dtype)
+    noise = torch.from_numpy(generator.standard_normal(tuple(shape), dtype=np.float32)).to(dtype)
+    if torch.device(device).type != "cuda":
+        return noise.to(device)
+    # From memory that is not pinned, the host would wait until the GPU is done with all before.
+    return noise.pin_memory().to(device, non_blocking=True)
 
 
 def _shift(level: float, shift: float) -> float:
