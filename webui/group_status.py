@@ -9,8 +9,6 @@ from liveavatar.jobs.job import JobState
 from liveavatar.jobs.store import JobStore
 from webui.schemas import CeilingView, GroupView
 
-_SILENT_AFTER_S = 15.0
-
 
 def group_view(store: JobStore, *, admin: bool) -> GroupView:
     """State of the worker group; ranks and errors only for the operator.
@@ -21,7 +19,7 @@ def group_view(store: JobStore, *, admin: bool) -> GroupView:
     found = store.ceiling()
     ceiling = None if found is None else CeilingView(**asdict(found))
     workers = store.read_workers()
-    if not workers or time.time() - workers[0].updated_at > _SILENT_AFTER_S:
+    if not workers or not workers[0].is_heard(time.time()):
         message = "the worker group does not answer" if workers else ""
         return GroupView(
             state="stopped",

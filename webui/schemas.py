@@ -112,7 +112,9 @@ class JobView(BaseModel):
     total_frames: int
     fps_measured: float | None
     realtime_factor: float | None = Field(description="1 is as fast as it plays")
-    eta_s: float | None
+    eta_s: float | None = Field(
+        description="seconds until it ends while it runs, until it begins while it waits; or null"
+    )
     attempt: int = Field(description="a rising number means that the live video began anew")
     created_at: float
     started_at: float | None
@@ -142,7 +144,9 @@ class SharedJobView(BaseModel):
     total_frames: int
     fps_measured: float | None
     realtime_factor: float | None
-    eta_s: float | None
+    eta_s: float | None = Field(
+        description="seconds until it ends while it runs, until it begins while it waits; or null"
+    )
     attempt: int
     created_at: float
     live_url: str

@@ -18,6 +18,7 @@ from pathlib import Path
 from liveavatar.config import SamplingConfig
 from liveavatar.errors import LiveAvatarError, RequestError
 from liveavatar.jobs.ceiling import one_lower
+from liveavatar.jobs.forecast import Forecast
 from liveavatar.jobs.job import Job, JobSpec
 from liveavatar.jobs.spool import Spool, settled_name
 from liveavatar.jobs.store import JobStore, new_job_id
@@ -80,6 +81,7 @@ class Service:
         self.settings = settings
         self.offers = Offers(settings, model)
         self.taking_jobs = True
+        self._forecast = Forecast(store)
         self._reader = reader
         self._ingesting = threading.BoundedSemaphore(_INGESTS_AT_ONCE)
 
@@ -166,13 +168,13 @@ class Service:
 
     def job_view(self, job: Job) -> JobView:
         """A job for its owner."""
-        folder, position = self.spool.job(job.id), self.store.position(job)
-        return job_view(job, folder, position, self.settings.features)
+        folder, outlook = self.spool.job(job.id), self._forecast.outlook(job)
+        return job_view(job, folder, outlook, self.settings.features)
 
     def shared_view(self, job: Job) -> SharedJobView:
         """A job for whoever has its link."""
-        folder, position = self.spool.job(job.id), self.store.position(job)
-        return shared_view(job, folder, position, self.settings.features)
+        folder, outlook = self.spool.job(job.id), self._forecast.outlook(job)
+        return shared_view(job, folder, outlook, self.settings.features)
 
     def jobs_of(self, owner: str) -> list[JobView]:
         """An owner's jobs, newest first."""

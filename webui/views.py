@@ -6,19 +6,20 @@ from dataclasses import asdict
 from typing import Any
 
 from liveavatar.config import FPS
+from liveavatar.jobs.forecast import Outlook
 from liveavatar.jobs.job import Job, JobState
 from liveavatar.jobs.spool import JobFolder
 from webui.schemas import JobView, NoteView, SharedJobView
 from webui.settings import Features
 
 
-def job_view(job: Job, folder: JobFolder, position: int | None, features: Features) -> JobView:
+def job_view(job: Job, folder: JobFolder, outlook: Outlook | None, features: Features) -> JobView:
     """Everything about a job, for whoever may cancel it.
 
     Args:
         job: the job.
         folder: its files.
-        position: place in the queue, None when it is not queued.
+        outlook: what it may expect, None when it is not queued.
         features: what may be done here.
     """
     notes = [NoteView(**asdict(note)) for note in job.spec.notes]
@@ -30,7 +31,7 @@ def job_view(job: Job, folder: JobFolder, position: int | None, features: Featur
         notes.append(NoteView(field="job", code=code, message=message))
     has_video = folder.video.exists()
     return JobView(
-        **_progress(job, position),
+        **_progress(job, outlook),
         id=job.id,
         title=job.spec.title,
         prompt=job.spec.prompt,
@@ -52,13 +53,13 @@ def job_view(job: Job, folder: JobFolder, position: int | None, features: Featur
 
 
 def shared_view(
-    job: Job, folder: JobFolder, position: int | None, features: Features
+    job: Job, folder: JobFolder, outlook: Outlook | None, features: Features
 ) -> SharedJobView:
     """What somebody with the link may know; arguments as `job_view`."""
     base = f"/s/{job.share_token}"
     has_video = folder.video.exists()
     return SharedJobView(
-        **_progress(job, position),
+        **_progress(job, outlook),
         title=job.spec.title,
         tier=job.spec.tier,
         width=job.spec.width,
@@ -76,18 +77,20 @@ def download_name(job: Job) -> str:
     return f"{'-'.join(words)[:60] or 'avatar'}.mp4"
 
 
-def _progress(job: Job, position: int | None) -> dict[str, Any]:
+def _progress(job: Job, outlook: Outlook | None) -> dict[str, Any]:
     left = job.spec.total_frames - job.frames
-    running = job.state is JobState.RUNNING
+    eta_s = outlook.starts_in_s if outlook else None
+    if job.state is JobState.RUNNING and job.fps:
+        eta_s = left / job.fps
     return {
         "state": job.state.value,
-        "position": position,
+        "position": outlook.position if outlook else None,
         "stage": job.stage,
         "frames": job.frames,
         "total_frames": job.spec.total_frames,
         "fps_measured": job.fps,
         "realtime_factor": job.fps / FPS if job.fps else None,
-        "eta_s": left / job.fps if running and job.fps else None,
+        "eta_s": eta_s,
         "attempt": job.take,
         "created_at": job.created_at,
     }

@@ -78,6 +78,14 @@ class RunningJob:
             self.speed.note(frames, now)
         self.frames, self.stage, self.changed = max(frames, self.frames), stage, True
 
+    @property
+    def left_s(self) -> float:
+        """Seconds that it still takes: at its speed, or as was expected of it."""
+        total = self.job.spec.total_frames
+        left = max(0, total - self.frames)
+        fps = self.speed.fps
+        return left / fps if fps else self.job.cost_s * left / total
+
     def record_progress(self, store: JobStore) -> None:
         """Tell the store how far it is; LeaseLostError, StoreUnavailableError."""
         store.record_progress(

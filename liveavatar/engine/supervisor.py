@@ -179,11 +179,14 @@ class Supervisor:
                 self._say("draining")
 
     def _claim(self) -> None:
-        if self._draining.is_set() or len(self._running) >= self._settings.jobs_at_once:
+        if self._draining.is_set() or not self._wants_another():
             return
         if not self._is_due("claim", 0.1) or not self._has_room():
             return
-        claimed = self._ledger.ask(lambda: self._store.claim(self.name, self._settings.lease_s))
+        settings = self._settings
+        claimed = self._ledger.ask(
+            lambda: self._store.claim(self.name, settings.lease_s, settings.ability)
+        )
         if claimed is None:
             return
         claim, job = claimed
@@ -196,6 +199,14 @@ class Supervisor:
         self._running[running.number] = running
         logger.info("job %s: attempt %d begins", job.id, job.attempt)
         self._due["claim"] = 0.0
+
+    def _wants_another(self) -> bool:
+        """Whether the group soon has nothing to render."""
+        at_hand = self._running.values()
+        left_s = sum(running.left_s for running in at_hand)
+        return (
+            len(at_hand) < self._settings.jobs_at_once and left_s <= self._settings.prepare_ahead_s
+        )
 
     def _has_room(self) -> bool:
         """Whether a job may begin: what runs may need the rest of the disk."""
@@ -382,7 +393,8 @@ class Supervisor:
 
     def _publish(self) -> None:
         ids = [running.job.id for running in self._running.values()]
-        self._ledger.ask(lambda: self._store.write_worker(self.name, self.state.document(ids)))
+        document = self.state.document(ids) | {"ability": self._settings.ability.document()}
+        self._ledger.ask(lambda: self._store.write_worker(self.name, document))
 
     def _is_due(self, chore: str, every_s: float) -> bool:
         now = time.monotonic()

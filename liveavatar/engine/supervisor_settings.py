@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from liveavatar.jobs.ability import EVERYTHING, Ability
+
 
 @dataclass(frozen=True)
 class SupervisorSettings:
@@ -11,6 +13,9 @@ class SupervisorSettings:
 
     Attributes:
         jobs_at_once: jobs handed to the group: one renders, the next one is prepared.
+        prepare_ahead_s: the next one is claimed when what is at hand takes so long at most, so
+            that it does not wait behind a long one while another group is free.
+        ability: which videos the group can make.
         lease_s: how long a claim holds without being renewed.
         start_timeout_s: deadline for a group to be ready.
         first_backoff_s: wait before the first restart; it doubles with every failure in a row.
@@ -24,6 +29,8 @@ class SupervisorSettings:
     """
 
     jobs_at_once: int = 2
+    prepare_ahead_s: float = 30.0
+    ability: Ability = EVERYTHING
     lease_s: float = 30.0
     start_timeout_s: float = 1800.0
     first_backoff_s: float = 1.0

@@ -13,10 +13,8 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from liveavatar.errors import JobError
-from liveavatar.jobs.tables import CEILINGS
+from liveavatar.jobs.tables import CEILINGS, ONLY_ROW
 from liveavatar.plan.tiers import Tier
-
-_ONLY_ROW = 1
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ def write_ceiling(connection: sa.Connection, tier: str | None, reason: str) -> N
     """Make no tier larger than `tier` from the next job on; None lifts the ceiling."""
     connection.execute(CEILINGS.delete())
     if tier is not None:
-        values = {"id": _ONLY_ROW, "tier": tier, "reason": reason, "since": time.time()}
+        values = {"id": ONLY_ROW, "tier": tier, "reason": reason, "since": time.time()}
         connection.execute(CEILINGS.insert().values(values))
 
 

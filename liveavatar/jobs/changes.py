@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
 import sqlalchemy as sa
 
 from liveavatar.errors import LeaseLostError
+from liveavatar.jobs.fair_share import FIRST
 from liveavatar.jobs.job import MAX_TRIES, Claim, JobState, states_before
 from liveavatar.jobs.tables import JOBS
 
@@ -42,20 +42,21 @@ def give_back(
     connection: sa.Connection,
     which: sa.ColumnElement[bool],
     note: str,
+    now: float,
     values: Mapping[str, Any] | None = None,
 ) -> int:
-    """Queue running jobs again; those to be cancelled, or tried too often, end instead.
+    """Queue running jobs again, before others; those to be cancelled, or tried too often, end.
 
     Args:
         connection: in a transaction.
         which: the jobs.
         note: why, one line.
+        now: UTC epoch seconds.
         values: other columns of those that are queued.
 
     Returns:
         How many jobs it was.
     """
-    now = time.time()
     gone = {"lease_until": None, "worker": None, "stage": ""}
     cancelled = change(
         connection, which & JOBS.c.cancel_requested, JobState.CANCELLED, finished_at=now, **gone
@@ -69,6 +70,7 @@ def give_back(
         JobState.QUEUED,
         restart_note=note,
         started_at=None,
+        queue_order=FIRST,
         **gone,
         **(values or {}),
     )

@@ -112,6 +112,8 @@ class Job:
         first_frame_s: seconds from the claim to the first frame, None before it.
         created_at, started_at, finished_at: None for what did not happen yet.
         cancel_requested: somebody asked to cancel it while it runs.
+        queue_order: the smallest is claimed first; see `fair_share.py`.
+        cost_s: GPU seconds it was expected to take when it was submitted.
     """
 
     id: str
@@ -132,6 +134,8 @@ class Job:
     started_at: float | None
     finished_at: float | None
     cancel_requested: bool
+    queue_order: float
+    cost_s: float
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,9 @@ class QueueLimits:
 
 def require_room(connection: sa.Connection, owner: str, limits: QueueLimits) -> None:
     """Raise QueueFullError when an owner may submit no more now."""
-    open_states = [state.value for state in JobState if not state.has_ended]
-    query = sa.select(sa.func.count(), sa.func.count(sa.case((JOBS.c.owner == owner, 1)))).where(
-        JOBS.c.state.in_(open_states)
-    )
-    in_all, own = connection.execute(query).one()
+    is_open = JOBS.c.state.in_([state.value for state in JobState if not state.has_ended])
+    own = _count(connection, is_open & (JOBS.c.owner == owner))
+    in_all = _count(connection, is_open)
     if own >= limits.per_owner:
         raise QueueFullError(
             f"you have {own} videos waiting or running, at most {limits.per_owner} are "
@@ -40,3 +38,8 @@ def require_room(connection: sa.Connection, owner: str, limits: QueueLimits) -> 
         raise QueueFullError(
             f"the queue is full, {in_all} videos wait or run; try again in a few minutes"
         )
+
+
+def _count(connection: sa.Connection, which: sa.ColumnElement[bool]) -> int:
+    query = sa.select(sa.func.count()).select_from(JOBS).where(which)
+    return int(connection.execute(query).scalar_one())

@@ -21,6 +21,7 @@ def columns_of(spec: JobSpec) -> dict[str, Any]:
         "owner": spec.owner,
         "tier": spec.tier,
         "idempotency_key": spec.idempotency_key,
+        "pixels": spec.width * spec.height,
         "spec": document,
     }
 
@@ -59,4 +60,6 @@ def job_of(row: sa.Row[Any]) -> Job:
         started_at=row.started_at,
         finished_at=row.finished_at,
         cancel_requested=row.cancel_requested,
+        queue_order=row.queue_order,
+        cost_s=row.cost_s,
     )

@@ -10,46 +10,27 @@ from __future__ import annotations
 import hmac
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
 from liveavatar.errors import JobError, UnknownJobError
+from liveavatar.jobs import queue, workers
+from liveavatar.jobs.ability import EVERYTHING, Ability
 from liveavatar.jobs.ceiling import Ceiling, read_ceiling, write_ceiling
 from liveavatar.jobs.changes import change, give_back, holds, lost
+from liveavatar.jobs.costs import TierSpeed, expected_seconds, tier_speed
 from liveavatar.jobs.job import Claim, Job, JobSpec, JobState, check_change
 from liveavatar.jobs.queue_limits import QueueLimits, require_room
 from liveavatar.jobs.rows import columns_of, job_of
-from liveavatar.jobs.tables import JOBS, WORKERS, available, make_tables, one_line, open_database
+from liveavatar.jobs.tables import JOBS, available, one_line, open_database
+from liveavatar.jobs.upgrade import make_tables
+from liveavatar.jobs.workers import WorkerState
 
 _SHARE_KEY_LENGTH = 8
-
-
-@dataclass(frozen=True)
-class TierSpeed:
-    """What jobs of a tier reached lately; None where there is no measurement."""
-
-    fps: float | None
-    first_frame_s: float | None
-
-
-@dataclass(frozen=True)
-class WorkerState:
-    """What a supervisor last said about its worker group.
-
-    Attributes:
-        worker: its name.
-        updated_at: when, UTC epoch seconds.
-        document: plain values, as `engine/supervisor.py` describes them.
-    """
-
-    worker: str
-    updated_at: float
-    document: Mapping[str, Any]
 
 
 class JobStore:
@@ -57,12 +38,14 @@ class JobStore:
 
     Args:
         url: database URL, such as "sqlite:////data/jobs.db"; see `sqlite_url`.
+        now: the clock, UTC epoch seconds; simulations have one of their own.
 
     Raises:
         JobError: the database cannot be opened.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, now: Callable[[], float] = time.time) -> None:
+        self._now = now
         self._engine = open_database(url)
         try:
             make_tables(self._engine)
@@ -105,7 +88,7 @@ class JobStore:
             "id": job_id or new_job_id(),
             "share_token": secrets.token_urlsafe(24),
             "state": JobState.QUEUED.value,
-            "created_at": time.time(),
+            "created_at": self._now(),
         }
         values["share_key"] = values["share_token"][:_SHARE_KEY_LENGTH]
         try:
@@ -113,7 +96,10 @@ class JobStore:
                 if (known := _submitted_before(connection, spec)) is not None:
                     return known
                 require_room(connection, spec.owner, limits)
-                connection.execute(JOBS.insert().values(values))
+                cost_s = expected_seconds(connection, spec)
+                place = queue.join(connection, spec.owner, cost_s, self._now())
+                charged = {"queue_order": place.order, "cost_s": cost_s}
+                connection.execute(JOBS.insert().values(values | charged))
         except sa.exc.IntegrityError:
             # Another process submitted under the same key between the look and the insert.
             with self._looking() as connection:
@@ -158,17 +144,10 @@ class JobStore:
         with self._looking() as connection:
             return [job_of(row) for row in connection.execute(query)]
 
-    def position(self, job: Job) -> int | None:
-        """Place of a job in the queue, 1 for the next one to be claimed; None if not queued."""
-        if job.state is not JobState.QUEUED:
-            return None
-        query = (
-            sa.select(sa.func.count())
-            .select_from(JOBS)
-            .where(JOBS.c.state == JobState.QUEUED.value, JOBS.c.number < job.number)
-        )
+    def ahead_of(self, job: Job, tiers: Collection[str] | None = None) -> queue.Ahead:
+        """What is claimed before a queued job by those who make these tiers; None for all tiers."""
         with self._looking() as connection:
-            return int(connection.execute(query).scalar_one()) + 1
+            return queue.ahead_of(connection, job, tiers)
 
     def counts(self) -> dict[JobState, int]:
         """Jobs in each state."""
@@ -177,60 +156,40 @@ class JobStore:
             found = {JobState(state): int(count) for state, count in connection.execute(query)}
         return {state: found.get(state, 0) for state in JobState}
 
-    def tier_speed(self, tier: str, last: int = 5) -> TierSpeed:
+    def tier_speed(self, tier: str) -> TierSpeed:
         """Mean speed of the last finished jobs of a tier."""
-        recent = (
-            sa.select(JOBS.c.fps, JOBS.c.first_frame_s)
-            .where(JOBS.c.tier == tier, JOBS.c.state == JobState.DONE.value)
-            .order_by(JOBS.c.number.desc())
-            .limit(last)
-            .subquery()
-        )
-        query = sa.select(sa.func.avg(recent.c.fps), sa.func.avg(recent.c.first_frame_s))
         with self._looking() as connection:
-            fps, first_frame_s = connection.execute(query).one()
-        return TierSpeed(
-            None if fps is None else float(fps),
-            None if first_frame_s is None else float(first_frame_s),
-        )
+            return tier_speed(connection, tier)
 
-    def claim(self, worker: str, lease_s: float) -> tuple[Claim, Job] | None:
-        """Take the oldest queued job; None when there is none.
+    def claim(
+        self, worker: str, lease_s: float, ability: Ability = EVERYTHING
+    ) -> tuple[Claim, Job] | None:
+        """Take the first job in line that can be made; None when there is none.
 
         What is known of its growing file stays, until `begin_take`.
 
         Args:
             worker: name of the one who takes it.
             lease_s: how long it holds without `renew`, seconds.
+            ability: what the worker can make.
         """
-        oldest = (
-            sa.select(JOBS.c.id)
-            .where(JOBS.c.state == JobState.QUEUED.value)
-            .order_by(JOBS.c.number)
-            .limit(1)
-            .with_for_update(skip_locked=True)
-        )
-        now = time.time()
-        with self._changing() as connection:
-            job_id = connection.execute(oldest).scalar_one_or_none()
-            if job_id is None:
+        with self._looking() as connection:
+            if not queue.has_work(connection, ability):
                 return None
-            taken = change(
-                connection,
-                JOBS.c.id == job_id,
-                JobState.RUNNING,
-                attempt=JOBS.c.attempt + 1,
-                tries=JOBS.c.tries + 1,
-                worker=worker,
-                lease_until=now + lease_s,
-                started_at=now,
-                finished_at=None,
-                stage="preparing",
-            )
-        if not taken:
-            return None
-        job = self.get(job_id)
-        return Claim(job.id, job.attempt), job
+        now = self._now()
+        values = {
+            "state": JobState.RUNNING.value,
+            "attempt": JOBS.c.attempt + 1,
+            "tries": JOBS.c.tries + 1,
+            "worker": worker,
+            "lease_until": now + lease_s,
+            "started_at": now,
+            "finished_at": None,
+            "stage": "preparing",
+        }
+        with self._changing() as connection:
+            row = queue.take_first(connection, ability, now, values)
+        return None if row is None else (Claim(row.id, row.attempt), job_of(row))
 
     def begin_take(self, claim: Claim) -> None:
         """Say that the growing file begins anew; LeaseLostError when the claim is gone."""
@@ -238,7 +197,7 @@ class JobStore:
 
     def renew(self, claim: Claim, lease_s: float) -> None:
         """Hold a claim for longer; LeaseLostError when it is gone."""
-        self._update_claimed(claim, lease_until=time.time() + lease_s)
+        self._update_claimed(claim, lease_until=self._now() + lease_s)
 
     def record_progress(
         self,
@@ -280,7 +239,7 @@ class JobStore:
                 holds(claim),
                 state,
                 error=error,
-                finished_at=time.time(),
+                finished_at=self._now(),
                 stage="",
                 lease_until=None,
             )
@@ -304,7 +263,7 @@ class JobStore:
         with self._changing() as connection:
             if not counts:
                 connection.execute(JOBS.update().where(holds(claim)).values(tries=0))
-            if not give_back(connection, holds(claim), note):
+            if not give_back(connection, holds(claim), note, self._now()):
                 raise lost(claim)
         return self.get(claim.job_id)
 
@@ -322,7 +281,7 @@ class JobStore:
         values = columns_of(spec) | {"faults": JOBS.c.faults + 1, "tries": 0}
         with self._changing() as connection:
             connection.execute(JOBS.update().where(holds(claim)).values(tries=0))
-            if not give_back(connection, holds(claim), note, values):
+            if not give_back(connection, holds(claim), note, self._now(), values):
                 raise lost(claim)
         return self.get(claim.job_id)
 
@@ -334,13 +293,13 @@ class JobStore:
         """Give back what a worker held that is known to be gone; returns how many jobs."""
         mine = (JOBS.c.worker == worker) & (JOBS.c.state == JobState.RUNNING.value)
         with self._changing() as connection:
-            return give_back(connection, mine, note)
+            return give_back(connection, mine, note, self._now())
 
     def requeue_expired(self, note: str) -> int:
         """Give back the jobs whose leases ran out; returns how many."""
-        expired = (JOBS.c.lease_until < time.time()) & (JOBS.c.state == JobState.RUNNING.value)
+        expired = (JOBS.c.lease_until < self._now()) & (JOBS.c.state == JobState.RUNNING.value)
         with self._changing() as connection:
-            return give_back(connection, expired, note)
+            return give_back(connection, expired, note, self._now())
 
     def request_cancel(self, job_id: str) -> Job:
         """Cancel a job: at once if it is queued, else its worker is asked to; ended ones stay.
@@ -350,7 +309,9 @@ class JobStore:
         """
         with self._changing() as connection:
             queued = (JOBS.c.id == job_id) & (JOBS.c.state == JobState.QUEUED.value)
-            if not change(connection, queued, JobState.CANCELLED, finished_at=time.time()):
+            if change(connection, queued, JobState.CANCELLED, finished_at=self._now()):
+                queue.leave(connection, job_id)
+            else:
                 running = (JOBS.c.id == job_id) & (JOBS.c.state == JobState.RUNNING.value)
                 connection.execute(JOBS.update().where(running).values(cancel_requested=True))
         return self.get(job_id)
@@ -387,22 +348,18 @@ class JobStore:
 
     def write_worker(self, worker: str, document: Mapping[str, Any]) -> None:
         """Say how a worker is; it replaces what was said before."""
-        values = {"updated_at": time.time(), "document": dict(document)}
         with self._changing() as connection:
-            changed = connection.execute(
-                WORKERS.update().where(WORKERS.c.worker == worker).values(values)
-            )
-            if not changed.rowcount:
-                connection.execute(WORKERS.insert().values(worker=worker, **values))
+            workers.write_worker(connection, worker, document, self._now())
 
     def read_workers(self) -> list[WorkerState]:
         """What all workers said last, the most recent first."""
-        query = sa.select(WORKERS).order_by(WORKERS.c.updated_at.desc())
         with self._looking() as connection:
-            return [
-                WorkerState(row.worker, row.updated_at, row.document)
-                for row in connection.execute(query)
-            ]
+            return workers.read_workers(connection)
+
+    def seconds_left(self) -> dict[str, float]:
+        """GPU seconds that each worker still needs for what it holds."""
+        with self._looking() as connection:
+            return workers.seconds_left(connection)
 
     def set_ceiling(self, tier: str | None, reason: str) -> None:
         """Make no tier larger than `tier` from the next job on; None lifts that."""

@@ -12,18 +12,21 @@ from liveavatar.errors import JobError, StoreUnavailableError
 
 METADATA = sa.MetaData()
 
+ONLY_ROW = 1
+"""Key of the row of a table that has one."""
+
 JOBS = sa.Table(
     "jobs",
     METADATA,
     sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
     sa.Column("id", sa.String(32), nullable=False, unique=True),
-    sa.Column("owner", sa.String(64), nullable=False, index=True),
+    sa.Column("owner", sa.String(64), nullable=False),
     sa.Column("tier", sa.String(40), nullable=False),
     sa.Column("idempotency_key", sa.String(200)),
     sa.Column("share_key", sa.String(16), nullable=False, index=True),
     sa.Column("share_token", sa.String(64), nullable=False),
     sa.Column("spec", sa.JSON, nullable=False),
-    sa.Column("state", sa.String(16), nullable=False, index=True),
+    sa.Column("state", sa.String(16), nullable=False),
     sa.Column("stage", sa.String(16), nullable=False, default=""),
     sa.Column("frames", sa.Integer, nullable=False, default=0),
     sa.Column("attempt", sa.Integer, nullable=False, default=0),
@@ -40,7 +43,15 @@ JOBS = sa.Table(
     sa.Column("cancel_requested", sa.Boolean, nullable=False, default=False),
     sa.Column("worker", sa.String(200), index=True),
     sa.Column("lease_until", sa.Float(53)),
+    sa.Column("queue_order", sa.Float(53), nullable=False, server_default="0"),
+    sa.Column("cost_s", sa.Float(53), nullable=False, server_default="0"),
+    sa.Column("pixels", sa.Integer, nullable=False, server_default="0"),
     sa.UniqueConstraint("owner", "idempotency_key"),
+    sa.Index("ix_jobs_owner_state", "owner", "state"),
+    # The queue as a whole, with all that is summed up over it, and by tier; the last of a tier.
+    sa.Index("ix_jobs_queue", "state", "queue_order", "number", "tier", "pixels", "cost_s"),
+    sa.Index("ix_jobs_lane", "state", "tier", "queue_order", "number", "pixels"),
+    sa.Index("ix_jobs_ended", "state", "tier", "number"),
     # A number is never given twice, not even that of the newest job after its deletion.
     sqlite_autoincrement=True,
 )
@@ -61,6 +72,23 @@ CEILINGS = sa.Table(
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("since", sa.Float(53), nullable=False),
 )
+
+CLOCKS = sa.Table(
+    "clocks",
+    METADATA,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("value", sa.Float(53), nullable=False),
+    sa.Column("at", sa.Float(53), nullable=False),
+)
+"""The virtual clock of the queue, one row; see `fair_share.py`."""
+
+SHARES = sa.Table(
+    "shares",
+    METADATA,
+    sa.Column("owner", sa.String(64), primary_key=True),
+    sa.Column("finish", sa.Float(53), nullable=False, index=True),
+)
+"""What owners were charged for, as far as it lies ahead of the virtual clock."""
 
 _SQLITE_SETTINGS = (
     "PRAGMA journal_mode=WAL",
@@ -85,18 +113,6 @@ def open_database(url: str) -> sa.Engine:
         sa.event.listen(engine, "connect", _set_up_sqlite)
         sa.event.listen(engine, "begin", _begin_sqlite)
     return engine
-
-
-def make_tables(engine: sa.Engine) -> None:
-    """Make the tables that are missing, and in tables of an earlier version the columns."""
-    METADATA.create_all(engine)
-    with engine.begin() as connection:
-        for table in METADATA.sorted_tables:
-            there = {column["name"] for column in sa.inspect(connection).get_columns(table.name)}
-            for column in table.columns:
-                if column.name not in there:
-                    kind = sa.schema.CreateColumn(column).compile(dialect=engine.dialect)
-                    connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {kind}")
 
 
 def _set_up_sqlite(connection: Any, _record: object) -> None:

@@ -43,6 +43,7 @@ export const chinese = {
   idle_detail: "边生成边播放。请添加肖像和语音，或选择一个示例。",
   queued: "排队第 {position} 位",
   queued_next: "下一个就是您",
+  queued_starts: "大约 {time} 后开始。",
   queued_detail: "会自动开始，关闭页面也不受影响。",
   loading: "正在加载模型 {percent}%",
   loading_detail: "视频已排队，稍后自动开始。",

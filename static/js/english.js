@@ -46,6 +46,7 @@ export const english = {
   idle_detail: "It starts while the rest is still being made. Add a portrait and a speech, or take an example.",
   queued: "Number {position} in the queue",
   queued_next: "You are next",
+  queued_starts: "Starts in about {time}.",
   queued_detail: "It goes on by itself, even if you close this page.",
   loading: "Loading the model, {percent} %",
   loading_detail: "Your video is in the queue and starts by itself.",

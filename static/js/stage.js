@@ -111,8 +111,9 @@ export class Stage {
       if (this.#group?.state === "loading") {
         return words("queued", "loading", { percent: this.#group.load_percent });
       }
-      const { position } = job;
-      const detail = say("queued_detail");
+      const { position, eta_s: wait } = job;
+      const starts = wait === null ? "" : `${say("queued_starts", { time: span(wait, say("second")) })} `;
+      const detail = starts + say("queued_detail");
       return position > 1
         ? words("queued", "queued", { position }, detail)
         : words("queued", "queued_next", {}, detail);

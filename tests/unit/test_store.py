@@ -2,60 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sqlite3
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import sqlalchemy as sa
 
 from liveavatar.errors import JobError, LeaseLostError, QueueFullError, UnknownJobError
 from liveavatar.jobs.ceiling import Ceiling, one_lower
+from liveavatar.jobs.costs import TierSpeed
 from liveavatar.jobs.job import MAX_TRIES, Claim, Job, JobState
 from liveavatar.jobs.queue_limits import QueueLimits
-from liveavatar.jobs.store import JobStore, TierSpeed, new_job_id, sqlite_url
-from liveavatar.jobs.tables import METADATA
+from liveavatar.jobs.store import JobStore, new_job_id
 from liveavatar.plan.tiers import TIERS
 from tests.unit.job_material import LIMITS, new_store, spec
-from tests.unit.postgres_cluster import cluster, find_binaries
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def postgres_url() -> Iterator[str]:
-    binaries = find_binaries()
-    if binaries is None:
-        if os.environ.get("REQUIRE_POSTGRES"):
-            pytest.fail("REQUIRE_POSTGRES is set and PostgreSQL is not installed")
-        pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
-    with cluster(binaries) as url:
-        yield url
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Of an empty database."""
-    if request.param == "sqlite":
-        return sqlite_url(tmp_path / "jobs.db")
-    address: str = request.getfixturevalue("postgres_url")
-    engine = sa.create_engine(address, poolclass=sa.NullPool)
-    METADATA.drop_all(engine)
-    return address
-
-
-@pytest.fixture
-def store(url: str) -> Iterator[JobStore]:
-    store = JobStore(url)
-    yield store
-    store.close()
 
 
 def claimed(store: JobStore, worker: str = "w", lease_s: float = 60) -> tuple[Claim, Job]:
@@ -79,13 +44,12 @@ def test_a_job_comes_back_as_it_was_submitted(store: JobStore) -> None:
 
 def test_jobs_are_claimed_in_order_each_once(store: JobStore) -> None:
     ids = [store.submit(spec(title=str(n)), LIMITS).id for n in range(3)]
-    assert [store.position(store.get(job_id)) for job_id in ids] == [1, 2, 3]
+    assert [store.ahead_of(store.get(job_id)).jobs for job_id in ids] == [0, 1, 2]
     taken = [claimed(store)[1] for _ in range(3)]
     assert [job.id for job in taken] == ids
     assert store.claim("w", 60) is None
     assert {job.state for job in taken} == {JobState.RUNNING}
     assert {job.attempt for job in taken} == {1}
-    assert store.position(taken[0]) is None
 
 
 def test_of_many_threads_each_job_goes_to_one(store: JobStore) -> None:
@@ -206,22 +170,6 @@ def test_stopping_the_server_is_no_try_that_failed(store: JobStore) -> None:
     for _ in range(2 * MAX_TRIES):
         claim, _ = claimed(store)
         assert store.requeue(claim, "the server was stopped", counts=False).state is JobState.QUEUED
-
-
-def test_a_database_of_an_earlier_version_gets_the_columns_it_lacks(tmp_path: Path) -> None:
-    store = new_store(tmp_path)
-    job = store.submit(spec(), LIMITS)
-    store.close()
-    with contextlib.closing(sqlite3.connect(tmp_path / "jobs.db")) as connection:
-        for column in ("take", "tries", "faults"):
-            connection.execute(f"ALTER TABLE jobs DROP COLUMN {column}")
-        connection.commit()
-    again = new_store(tmp_path)
-    assert again.get(job.id).take == 0
-    claim, _ = claimed(again)
-    again.begin_take(claim)
-    assert again.get(job.id).take == 1
-    again.close()
 
 
 def test_what_a_worker_held_is_given_back_by_its_name(store: JobStore) -> None:

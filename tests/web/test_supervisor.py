@@ -232,8 +232,18 @@ def test_an_input_that_is_gone_fails_its_job_only(tmp_path: Path) -> None:
         wait_for(installation, whole, JobState.DONE)
 
 
+def test_no_job_waits_in_a_group_behind_a_long_one(tmp_path: Path) -> None:
+    installation = Installation(tmp_path, pace=replace(SLOW, fps=24))
+    installation.supervisor._settings = replace(SUPERVISOR, prepare_ahead_s=0.1)
+    with supervised(installation):
+        long, short = submit(installation), submit(installation)
+        wait_for_frames(installation, long)
+        assert installation.store.get(short.id).state is JobState.QUEUED
+        wait_for(installation, short, JobState.DONE)
+
+
 def test_while_one_job_renders_the_next_one_is_prepared(tmp_path: Path) -> None:
-    installation = Installation(tmp_path, pace=SLOW)
+    installation = Installation(tmp_path, pace=replace(SLOW, fps=40))
     with supervised(installation):
         jobs = [submit(installation) for _ in range(3)]
         wait_for_frames(installation, jobs[0])
