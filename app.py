@@ -12,9 +12,8 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from liveavatar.engine.ladder import Ladder
+from liveavatar.backend import Backend, Wish, Work, groups_on_ray, one_group
 from liveavatar.engine.served_model import Served, serve_checkpoint, serve_test_picture
-from liveavatar.engine.supervisor import Supervisor
 from liveavatar.engine.supervisor_settings import SupervisorSettings
 from liveavatar.errors import LiveAvatarError
 from liveavatar.jobs.spool import Spool
@@ -35,22 +34,19 @@ from webui.tunnel import host_of, public_link
 
 def run(options: argparse.Namespace) -> None:
     """Serve until stopped."""
-    spool = Spool(options.data_dir)
+    spool = Spool(options.data_dir, shared=options.backend == "ray")
     accounts = accounts_of(options, installation_key(spool.root))
     model, settings = _choose(options)
     with ExitStack() as stack:
-        store = JobStore(options.database or sqlite_url(spool.root / "jobs.db"))
+        store = JobStore(_database(options))
         stack.callback(store.close)
-        supervising = SupervisorSettings(
-            free_disk_bytes=settings.limits.free_disk_bytes,
-            memory_threshold_bytes=settings.limits.memory_threshold_mb * 2**20,
-        )
-        make_group, ladder = model.group_maker(settings.tiers), Ladder(settings.tiers)
-        supervisor = Supervisor(store, spool, make_group, supervising, ladder)
+        backend = _backend(options, model, settings, store, spool)
         token = operator_token(spool.root)
         hosts = frozenset(options.allow_host)
         access = Access(accounts, hosts, set(), options.behind_proxy, token)
-        offered = ServedModel(model.name, model.is_demo, model.is_random, model.plan)
+        # What this machine has room for says nothing of the machines of a cluster.
+        plan = model.plan if options.backend == "local" else None
+        offered = ServedModel(model.name, model.is_demo, model.is_random, plan)
         reader = MediaReader()
         stack.callback(reader.close)
         service = Service(store, spool, settings, offered, reader)
@@ -58,8 +54,8 @@ def run(options: argparse.Namespace) -> None:
         listener = stack.enter_context(listen(options.host, options.port))
         listener.listen()
         port = listener.getsockname()[1]
-        supervisor.start()
-        stack.callback(supervisor.stop)
+        backend.start()
+        stack.callback(backend.stop)
         if options.share:
             address = stack.enter_context(public_link(port, options.share_server))
             access.public_hosts.add(host_of(address))
@@ -68,12 +64,12 @@ def run(options: argparse.Namespace) -> None:
 
         def begin_drain() -> None:
             service.taking_jobs = False
-            supervisor.drain()
+            backend.drain()
 
         server = DrainingServer(
             app,
             begin_drain,
-            is_drained=lambda: not supervisor.is_alive,
+            is_drained=lambda: not backend.is_alive,
             drain_s=settings.limits.drain_seconds,
             end_streams=app.state.streams.close,
         )
@@ -88,6 +84,37 @@ def _choose(options: argparse.Namespace) -> tuple[Served, ServerSettings]:
     )
     defaults = ServerSettings(tiers=DEMO_TIERS if model.is_demo else TIERS)
     return model, read_settings(options.config, defaults) if options.config else defaults
+
+
+def _database(options: argparse.Namespace) -> str:
+    return options.database or sqlite_url(options.data_dir.resolve() / "jobs.db")
+
+
+def _backend(
+    options: argparse.Namespace,
+    model: Served,
+    settings: ServerSettings,
+    store: JobStore,
+    spool: Spool,
+) -> Backend:
+    limits = settings.limits
+    work = Work(
+        database=_database(options),
+        store=store,
+        spool=spool,
+        served=model,
+        model=None if options.test_picture else options.model,
+        adapter=options.lora,
+        tiers=settings.tiers,
+        supervising=SupervisorSettings(
+            free_disk_bytes=limits.free_disk_bytes,
+            memory_threshold_bytes=limits.memory_threshold_mb * 2**20,
+        ),
+    )
+    if options.backend == "local":
+        return one_group(work)
+    wish = Wish(options.groups, options.ray_address, options.group_gpus, options.group_cpus)
+    return groups_on_ray(work, wish)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

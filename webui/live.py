@@ -24,6 +24,7 @@ from liveavatar.media.live_file import complete_length
 _LOOK_EVERY_S = 0.02
 _ASK_EVERY_S = 0.25
 _READ_BYTES = 1 << 16
+_COMPARED_BYTES = 1 << 16
 _READ_AT_ONCE_BYTES = 1 << 22
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ class _Watch:
         self._take = take
         self._path = spool.job(job_id).live
         self._file: BinaryIO | None = None
+        self._outlived: list[BinaryIO] = []
         self._changed = asyncio.Condition()
         self._asked_at = 0.0
 
@@ -92,9 +94,10 @@ class _Watch:
         """Stop looking and close the file."""
         if self.task is not None:
             self.task.cancel()
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        for file in (*self._outlived, *([self._file] if self._file else [])):
+            file.close()
+        self._file = None
+        self._outlived.clear()
 
     def _look(self) -> tuple[int, bool]:
         # Asked first: what was written before the job ended is then seen below.
@@ -107,12 +110,26 @@ class _Watch:
         return complete_length(self._path, self.length), ended
 
     def _is_ours(self) -> bool:
-        """Whether the name still leads to the file that was opened, not to a later take's."""
+        """Whether the name leads to the file that was opened, or to one that goes on with it.
+
+        On several machines a job that changes the machine goes on in a copy. A later take's file
+        begins with other bytes.
+        """
         assert self._file is not None
         try:
-            return os.path.samestat(os.fstat(self._file.fileno()), self._path.stat())
+            if os.path.samestat(os.fstat(self._file.fileno()), self._path.stat()):
+                return True
+            copy = self._path.open("rb")
         except FileNotFoundError:
             return False
+        start = max(0, self.length - _COMPARED_BYTES)
+        known = os.pread(self._file.fileno(), self.length - start, start)
+        if not known or os.pread(copy.fileno(), len(known), start) != known:
+            copy.close()
+            return False
+        self._outlived.append(self._file)  # viewers may be reading it at this moment
+        self._file = copy
+        return True
 
     def _has_ended(self) -> bool:
         now = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +19,7 @@ from webui.service import Service
 
 router = APIRouter()
 
-_RANK = ("rank", "role", "device")
+_RANK = ("group", "rank", "role", "device")
 _RANK_GAUGES = (
     ("memory_bytes", "liveavatar_rank_memory_bytes", "Memory that a rank holds"),
     ("peak_bytes", "liveavatar_rank_peak_memory_bytes", "The most memory that a rank held"),
@@ -60,6 +61,7 @@ class _Snapshot(Collector):
         group = self._service.group_view(admin=True)
         yield _gauge("liveavatar_group_ready", "1 when jobs are rendered", group.state == "ready")
         yield _gauge("liveavatar_group_load_percent", "Weights loaded", group.load_percent)
+        yield from _group_gauges(group)
         restarts = CounterMetricFamily("liveavatar_group_restarts", "Restarts of the worker group")
         restarts.add_metric([], group.restarts or 0)
         yield restarts
@@ -84,6 +86,14 @@ class _Snapshot(Collector):
 
 def _gauge(name: str, text: str, value: float) -> Metric:
     return GaugeMetricFamily(name, text, value=float(value))
+
+
+def _group_gauges(view: GroupView) -> Iterator[Metric]:
+    states = Counter(group.state for group in view.groups or [])
+    gauge = GaugeMetricFamily("liveavatar_groups", "Worker groups, by state", labels=["state"])
+    for state, count in sorted(states.items()):
+        gauge.add_metric([state], count)
+    yield gauge
 
 
 def _rank_gauges(group: GroupView) -> Iterator[Metric]:

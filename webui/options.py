@@ -25,6 +25,7 @@ class _OneLineParser(argparse.ArgumentParser):
 def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line; ConfigError for what is not understood or not safe."""
     options = _build_parser().parse_args(arguments)
+    _check_backend(options)
     if not 0 <= options.port <= 65535:
         raise ConfigError(f"port: expected 0 to 65535, got {options.port}")
     return options
@@ -54,7 +55,28 @@ def _build_parser() -> argparse.ArgumentParser:
     add("--database", metavar="URL", help="job database; default SQLite in --data-dir")
     add("--config", type=Path, metavar="FILE", help="TOML file: tiers, limits, features")
     add("--test-picture", action="store_true", help="a moving test picture in place of a model")
+    add("--backend", choices=("local", "ray"), default="local", help="worker group: one in this "
+        "program, or on the machines of a Ray cluster; default local")  # fmt: skip
+    add("--groups", type=int, metavar="N", help="with --backend ray: make sure of so many worker "
+        "groups; without it, only the pages are served")  # fmt: skip
+    add("--ray-address", metavar="HOST:PORT", help="cluster for --groups; default: one of this "
+        "machine, which ends with this program")  # fmt: skip
+    add("--group-gpus", type=int, metavar="N", help="cards of each group; default 4, and 0 for "
+        "the demo")  # fmt: skip
+    add("--group-cpus", type=int, metavar="N", help="cores that Ray sets aside for each group; "
+        "default 4, and 1 without cards")  # fmt: skip
     return parser
+
+
+def _check_backend(options: argparse.Namespace) -> None:
+    names = ("groups", "ray_address", "group_gpus", "group_cpus")
+    given = [name for name in names if getattr(options, name) is not None]
+    if given and options.backend != "ray":
+        raise ConfigError(f"{given[0]}: only with --backend ray")
+    if given and options.groups is None:
+        raise ConfigError(f"{given[0]}: only with --groups N")
+    if given and not 1 <= options.groups <= 10_000:
+        raise ConfigError(f"groups: expected 1 to 10000, got {options.groups}")
 
 
 def accounts_of(

@@ -210,16 +210,41 @@ class CeilingWish(BaseModel):
     reason: str = Field("the operator asked for it", min_length=1, max_length=200)
 
 
+class OneGroupView(BaseModel):
+    """One of the worker groups."""
+
+    number: int
+    node: str = Field(description="name of its machine, empty while it waits for one")
+    state: str = Field(description="as of all groups, or waiting: no machine has room for it yet")
+    load_percent: int = 0
+    message: str = ""
+    restarts: int = 0
+    num_jobs: int = 0
+
+
+class NodeView(BaseModel):
+    """A machine of a cluster."""
+
+    name: str
+    alive: bool
+    cpus: float
+    gpus: float
+
+
 class GroupView(BaseModel):
-    """The worker group. Ranks, jobs and errors only for the operator."""
+    """The worker groups as one. Groups, machines, ranks, jobs, errors only for the operator."""
 
     state: str = Field(
-        description="starting, loading, ready, draining, restarting, failed or stopped"
+        description="starting, loading, ready, draining, restarting, failed or stopped; of several "
+        "groups that of the one that is furthest"
     )
     load_percent: int
     message: str
     queue_length: int
     ceiling: CeilingView | None = Field(None, description="null when every tier is made")
+    num_groups: int = 0
+    groups: list[OneGroupView] | None = None
+    nodes: list[NodeView] | None = None
     ranks: list[dict[str, Any]] | None = None
     jobs: list[JobView] | None = None
     errors: list[dict[str, Any]] | None = None

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from pathlib import Path
 
 from liveavatar.config import FPS, SPEECH_RATE_HZ
 from liveavatar.engine.messages import RenderJob
+from liveavatar.errors import MediaError
 from liveavatar.jobs.job import JobSpec
 from liveavatar.jobs.spool import JobFolder
 from liveavatar.media.ingest import ingest
+from liveavatar.media.live_file import complete_length
 from liveavatar.media.portrait import crop_to_size
 from liveavatar.media.remux import remux_to_progressive
 from liveavatar.media.spoken_video import can_resume
@@ -16,19 +20,26 @@ from liveavatar.media.thumbnail import write_thumbnail
 from liveavatar.timeline import make_timeline
 
 
-def prepare_render_job(number: int, spec: JobSpec, folder: JobFolder) -> RenderJob:
+def prepare_render_job(
+    number: int, spec: JobSpec, folder: JobFolder, attempt: int | None = None
+) -> RenderJob:
     """Decode a job's inputs; what an earlier attempt made is gone on with, or else removed.
 
     Args:
         number: the group's number for it.
         spec: what was asked for.
         folder: its files.
+        attempt: which one this is, where a worker of an earlier one may still be writing: what it
+            writes is gone on with in a copy.
 
     Raises:
-        MediaError: an input cannot be read any more.
+        MediaError: an input cannot be read any more, or the disk cannot be written.
     """
     resumes = can_resume(folder.live, spec.width, spec.height)
-    if not resumes:
+    live_path = folder.live
+    if attempt is not None:
+        live_path = _own_file(folder, attempt, goes_on=resumes)
+    elif not resumes:
         folder.clear_results()
     folder.resume.mkdir(exist_ok=True)
     speech_path = folder.file(spec.speech_name)
@@ -50,10 +61,28 @@ def prepare_render_job(number: int, spec: JobSpec, folder: JobFolder) -> RenderJ
         prompt=inputs.prompt,
         timeline=make_timeline(spec.sampling, num_samples),
         sampling=spec.sampling,
-        live_path=folder.live,
+        live_path=live_path,
         resume_folder=folder.resume,
         resumes=resumes,
     )
+
+
+def _own_file(folder: JobFolder, attempt: int, *, goes_on: bool) -> Path:
+    """Give an attempt a growing file that nobody else writes, and lead viewers to it.
+
+    Files of earlier attempts are removed; who still writes or reads one holds it until then.
+    """
+    own = folder.live_of(attempt)
+    try:
+        if goes_on:
+            shutil.copyfile(folder.live, own)
+            os.truncate(own, complete_length(own))
+        else:
+            shutil.rmtree(folder.resume, ignore_errors=True)
+        folder.lead_to(attempt)
+    except OSError as error:
+        raise MediaError(f"cannot go on with the video: {error.strerror}") from error
+    return own
 
 
 def finish_video(folder: JobFolder, frames: int) -> None:

@@ -13,7 +13,7 @@ from liveavatar.jobs.store import JobStore
 
 _SPEED_WINDOW_S = 15.0
 
-Phase = Literal["decoding", "in group", "ended"]
+Phase = Literal["decoding", "in group", "rendered", "ended"]
 
 
 class Speed:
@@ -46,7 +46,8 @@ class RunningJob:
         number: the group's number for it.
         job: as it was claimed.
         claim: the hold on it.
-        phase: its inputs are being decoded; the group has it; its files are being finished.
+        phase: its inputs are being decoded; the group has it, or had it; its files are being
+            finished.
         work: what goes on in another thread in the first and the last phase.
         frames: frames in its file.
         stage: as the group says.

@@ -10,21 +10,21 @@ smaller if there is a smaller tier, and fails the second time; the others go on.
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import logging
 import os
 import shutil
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
+from typing import Any
 
 from liveavatar.engine.group import Group
 from liveavatar.engine.group_state import GroupState
+from liveavatar.engine.identity import Identity, alone_with, hold_folder
 from liveavatar.engine.job_files import finish_video, prepare_render_job
 from liveavatar.engine.ladder import Ladder
 from liveavatar.engine.ledger import Ledger
@@ -40,7 +40,6 @@ from liveavatar.engine.messages import (
 from liveavatar.engine.running_job import RunningJob
 from liveavatar.engine.supervisor_settings import DEFAULT_SETTINGS, SupervisorSettings
 from liveavatar.errors import (
-    ConfigError,
     DeadlineError,
     LeaseLostError,
     LiveAvatarError,
@@ -67,6 +66,7 @@ class Supervisor:
         make_group: starts a group and returns at once.
         settings: times and limits.
         ladder: smaller videos to make where memory is short or a job fails.
+        identity: who it is; by default the only one of its data folder.
     """
 
     def __init__(
@@ -76,8 +76,10 @@ class Supervisor:
         make_group: Callable[[], Group],
         settings: SupervisorSettings = DEFAULT_SETTINGS,
         ladder: Ladder | None = None,
+        identity: Identity | None = None,
     ) -> None:
-        self.name = f"{socket.gethostname()}:{spool.root.resolve()}"
+        self._identity = identity or alone_with(spool)
+        self.name = self._identity.worker
         self.state = GroupState()
         self._store = store
         self._ledger = Ledger(store, self.name)
@@ -100,7 +102,7 @@ class Supervisor:
         Raises:
             ConfigError: another supervisor serves this data folder.
         """
-        self._lock = _lock_folder(self._spool)
+        self._lock = hold_folder(self._spool, shares=self._identity.shares)
         self._thread.start()
 
     def drain(self) -> None:
@@ -119,6 +121,11 @@ class Supervisor:
     def is_alive(self) -> bool:
         """Whether it serves."""
         return self._thread.is_alive()
+
+    @property
+    def num_jobs(self) -> int:
+        """Jobs at hand: in the group, before it or after it."""
+        return len(self._running)
 
     def _run(self) -> None:
         try:
@@ -193,9 +200,9 @@ class Supervisor:
         running = RunningJob(next(self._numbers), job, claim)
         self._spare_memory(running)
         folder = self._spool.job(job.id)
-        running.work = self._worker.submit(
-            prepare_render_job, running.number, running.job.spec, folder
-        )
+        attempt = job.attempt if self._identity.shares else None
+        prepare = partial(prepare_render_job, running.number, running.job.spec, folder, attempt)
+        running.work = self._worker.submit(prepare)
         self._running[running.number] = running
         logger.info("job %s: attempt %d begins", job.id, job.attempt)
         self._due["claim"] = 0.0
@@ -245,9 +252,7 @@ class Supervisor:
             self._end(running, JobState.FAILED, event.reason)
         elif isinstance(event, Finished):
             running.note_progress(event.frames, "finishing")
-            running.phase, running.cut_short = "ended", event.cancelled
-            folder = self._spool.job(running.job.id)
-            running.work = self._worker.submit(finish_video, folder, event.frames)
+            running.phase, running.cut_short = "rendered", event.cancelled
 
     def _make_thumbnail(self, running: RunningJob) -> None:
         folder = self._spool.job(running.job.id)
@@ -257,23 +262,40 @@ class Supervisor:
     def _pass_on(self, group: Group) -> None:
         """Hand over what other threads have done."""
         for running in list(self._running.values()):
-            if running.work is None or not running.work.done():
+            work = running.work
+            waits = running.phase == "rendered" or (work is not None and work.done())
+            if not waits or (running.phase != "ended" and not self._is_ours(running, group)):
                 continue
-            work, running.work = running.work, None
-            error = work.exception()
-            if isinstance(error, LiveAvatarError):
-                self._end(running, JobState.FAILED, str(error))
-            elif error is not None:
-                logger.error("job %s", running.job.id, exc_info=error)
-                self._end(running, JobState.FAILED, f"its files could not be used: {error!r}")
-            elif running.phase == "ended":
-                state = JobState.CANCELLED if running.cut_short else JobState.DONE
-                self._end(running, state)
-            elif running.cancel_wanted:
-                self._end(running, JobState.CANCELLED)
-            else:
-                with self._unless_lost(running, group):
-                    self._hand_over(running, work.result(), group)
+            running.work = None
+            if work is not None:
+                self._take_result(running, work, group)
+                continue
+            running.phase, folder = "ended", self._spool.job(running.job.id)
+            running.work = self._worker.submit(finish_video, folder, running.frames)
+
+    def _take_result(self, running: RunningJob, work: Future[Any], group: Group) -> None:
+        error = work.exception()
+        if isinstance(error, LiveAvatarError):
+            self._end(running, JobState.FAILED, str(error))
+        elif error is not None:
+            logger.error("job %s", running.job.id, exc_info=error)
+            self._end(running, JobState.FAILED, f"its files could not be used: {error!r}")
+        elif running.phase == "ended":
+            state = JobState.CANCELLED if running.cut_short else JobState.DONE
+            self._end(running, state)
+        elif running.cancel_wanted:
+            self._end(running, JobState.CANCELLED)
+        else:
+            self._hand_over(running, work.result(), group)
+
+    def _is_ours(self, running: RunningJob, group: Group) -> bool:
+        """Whether a job's files may be written; drops one that another group has taken."""
+        if not self._identity.shares:
+            return True
+        with self._unless_lost(running, group):
+            self._store.renew(running.claim, self._settings.lease_s)
+            return True
+        return False
 
     def _hand_over(self, running: RunningJob, job: RenderJob, group: Group) -> None:
         if job.resumes:
@@ -393,7 +415,12 @@ class Supervisor:
 
     def _publish(self) -> None:
         ids = [running.job.id for running in self._running.values()]
-        document = self.state.document(ids) | {"ability": self._settings.ability.document()}
+        document = {
+            **self.state.document(ids),
+            **self._identity.document(),
+            "leaves": self._draining.is_set(),
+            "ability": self._settings.ability.document(),
+        }
         self._ledger.ask(lambda: self._store.write_worker(self.name, document))
 
     def _is_due(self, chore: str, every_s: float) -> bool:
@@ -415,20 +442,6 @@ class Supervisor:
             del self._running[running.number]
             if running.phase == "in group":
                 group.cancel(running.number)
-
-
-def _lock_folder(spool: Spool) -> int:
-    """Hold the data folder for one supervisor on this machine; returns the lock's descriptor."""
-    descriptor = os.open(spool.root / "supervisor.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise ConfigError(
-            f"data_dir: '{spool.root}' is served by another process; stop it, or choose another "
-            "folder with --data-dir"
-        ) from None
-    return descriptor
 
 
 def _one_line(error: BaseException) -> str:

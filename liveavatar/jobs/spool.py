@@ -1,7 +1,7 @@
 """Files of the jobs: a folder for each, and uploads on their way to become one.
 
     <data>/jobs/<job id>/portrait.<ext>  speech.<ext>  live.mp4  video.mp4  thumbnail.jpg
-                          resume/...
+                          resume/...  live.<attempt>.mp4, where live.mp4 is a link to the newest
     <data>/uploads/<random>/...
 
 No name in here comes from a user: folders are named by job id, files by their part, and an ending
@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 import secrets
 import shutil
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from pathlib import Path
 from liveavatar.errors import JobError, UnknownJobError
 from liveavatar.media.upload import HEAD_BYTES, sniff
 
+_ABANDONED_S = 3600.0
 _JOB_ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -33,6 +35,25 @@ class JobFolder:
     def live(self) -> Path:
         """The growing video."""
         return self.path / "live.mp4"
+
+    def live_of(self, attempt: int) -> Path:
+        """The growing video of one attempt, where workers of several may be writing at a time."""
+        return self.path / f"live.{attempt}.mp4"
+
+    def lead_to(self, attempt: int) -> None:
+        """Let `live` be the file of an attempt, unless it is a later one's; OSError.
+
+        Files of earlier attempts are removed, and what was made of them.
+        """
+        theirs = {path: int(path.name.split(".")[1]) for path in self.path.glob("live.*.mp4")}
+        if any(number > attempt for number in theirs.values()):
+            return
+        link = self.path / f".live.{attempt}"
+        link.unlink(missing_ok=True)
+        link.symlink_to(self.live_of(attempt).name)
+        link.replace(self.live)
+        for path in (self.video, self.thumbnail, *(theirs.keys() - {self.live_of(attempt)})):
+            path.unlink(missing_ok=True)
 
     @property
     def video(self) -> Path:
@@ -60,7 +81,7 @@ class JobFolder:
 
     def clear_results(self) -> None:
         """Remove what an earlier attempt made; who reads it still holds the old file."""
-        for path in (self.live, self.video, self.thumbnail):
+        for path in (self.live, self.video, self.thumbnail, *self.path.glob("live.*.mp4")):
             path.unlink(missing_ok=True)
         shutil.rmtree(self.resume, ignore_errors=True)
 
@@ -70,13 +91,15 @@ class Spool:
 
     Args:
         root: folder to use; made when it is not there.
+        shared: whether other web servers take uploads into the same folder.
 
     Raises:
         JobError: it cannot be made or written.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, shared: bool = False) -> None:
         self.root = root
+        self._shared = shared
         self._jobs, self._uploads = root / "jobs", root / "uploads"
         try:
             for folder in (root, self._jobs, self._uploads):
@@ -123,19 +146,27 @@ class Spool:
             sizes[folder.name] = 0
             for path in folder.rglob("*"):
                 with suppress(OSError):
-                    sizes[folder.name] += path.stat().st_size
+                    sizes[folder.name] += path.lstat().st_size
         return sizes
 
     def sweep_uploads(self) -> int:
         """Remove uploads that a stopped server left; returns how many.
 
-        Only for a server that begins: uploads of a running one are among them.
+        Only for a server that begins: uploads of a running one are among them. What others may be
+        taking in is left alone until it is old.
         """
-        left = list(self._uploads.iterdir())
+        before = time.time() - (_ABANDONED_S if self._shared else 0)
+        left = [path for path in self._uploads.iterdir() if _changed_before(path, before)]
         for folder in left:
             with suppress(OSError):
                 shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
         return len(left)
+
+
+def _changed_before(path: Path, when: float) -> bool:
+    with suppress(OSError):
+        return path.stat().st_mtime <= when
+    return False
 
 
 def settled_name(part: str, path: Path) -> str:

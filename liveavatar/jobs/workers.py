@@ -15,6 +15,8 @@ from liveavatar.jobs.tables import JOBS, WORKERS
 SILENT_AFTER_S = 15.0
 """A supervisor that has said nothing for so long is taken to be gone."""
 
+_FORGOTTEN_AFTER_S = 86_400.0
+
 
 @dataclass(frozen=True)
 class WorkerState:
@@ -48,11 +50,13 @@ class WorkerState:
 def write_worker(
     connection: sa.Connection, worker: str, document: Mapping[str, Any], now: float
 ) -> None:
-    """Say how a worker is; it replaces what was said before."""
+    """Say how a worker is, in place of what it said before; forget who was silent for a day."""
     values = {"updated_at": now, "document": dict(document)}
     known = WORKERS.update().where(WORKERS.c.worker == worker)
     if not connection.execute(known.values(values)).rowcount:
         connection.execute(WORKERS.insert().values(worker=worker, **values))
+        silent = WORKERS.c.updated_at < now - _FORGOTTEN_AFTER_S
+        connection.execute(WORKERS.delete().where(silent))
 
 
 def read_workers(connection: sa.Connection) -> list[WorkerState]:

@@ -1,4 +1,4 @@
-// The operator's panel: every rank, the queue and the last errors.
+// The operator's panel: machines and groups where there are several, every rank, the queue, the last errors.
 
 import { gib } from "./format.js";
 import { say } from "./texts.js";
@@ -9,7 +9,13 @@ export function drawOperators(group) {
   panel.hidden = !group?.ranks;
   if (!group?.ranks) return;
   const body = document.getElementById("la-operators-body");
-  body.replaceChildren(stateLine(group), rankTable(group.ranks), jobList(group), errorList(group));
+  body.replaceChildren(
+    stateLine(group),
+    ...clusterLists(group),
+    rankTable(group.ranks),
+    jobList(group),
+    errorList(group),
+  );
 }
 
 function make(name, className, ...children) {
@@ -25,9 +31,23 @@ function stateLine(group) {
   return make("p", "la-op-line", `${say("op_state")}: ${state} · ${restarts}`);
 }
 
+function clusterLists({ nodes = [], groups = [] }) {
+  if (!nodes.length && groups.length < 2) return [];
+  const machines = nodes.map(({ name, alive, gpus, cpus }) =>
+    make("li", "", `${name} · ${alive ? say("op_node_has", { gpus, cpus }) : say("op_node_lost")}`),
+  );
+  const lines = groups.map((each) => {
+    const state = say(`group_${each.state}`, { percent: each.load_percent });
+    const jobs = say("op_jobs_held", { count: each.num_jobs });
+    return make("li", "", [each.number, each.node, state, jobs, each.message].filter(Boolean).join(" · "));
+  });
+  return [titled("op_nodes", machines), titled("op_groups", lines)];
+}
+
 // Columns of the table: text of the head, and what a rank shows there. One that no rank has anything
 // for, such as a temperature without a GPU, is left out.
 const COLUMNS = [
+  ["op_group", (rank, ranks) => (ranks.some((other) => other.group !== rank.group) ? String(rank.group) : null)],
   ["op_rank", (rank) => String(rank.rank)],
   ["op_role", layersOf],
   ["op_device", (rank) => rank.device],
@@ -39,7 +59,7 @@ const COLUMNS = [
 ];
 
 function rankTable(ranks) {
-  const columns = COLUMNS.map(([key, show]) => ({ key, cells: ranks.map(show) }));
+  const columns = COLUMNS.map(([key, show]) => ({ key, cells: ranks.map((rank) => show(rank, ranks)) }));
   const shown = columns.filter(({ key, cells }) => key === "op_item" || cells.some((cell) => cell != null));
   const heads = shown.map(({ key }) => {
     const head = make("th", "", say(key));

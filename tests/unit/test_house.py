@@ -15,6 +15,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PRODUCT = ("liveavatar", "inference", "webui", "app.py")
+FOLDERS = [
+    *(
+        f"liveavatar/{path.name}"
+        for path in (ROOT / "liveavatar").iterdir()
+        if path.suffix != ".toml"
+    ),
+    *PRODUCT[1:],
+]
 # Distributions whose import name is another one.
 IMPORT_NAMES = {
     "PyYAML": "yaml",
@@ -31,8 +39,10 @@ HELD = {
     "huggingface_hub": "transformers",
     "websockets": "gradio_client",
 }
+# Drivers that SQLAlchemy imports by the name in a URL.
+DRIVERS = {"psycopg", "psycopg-binary"}
 # Development tools that are started, not imported.
-STARTED = {"mypy", "psycopg", "psycopg-binary", "pytest-timeout", "pytest-xdist", "ruff"}
+STARTED = {"mypy", "pytest-timeout", "pytest-xdist", "ruff"}
 COMMANDS = [
     *(f"scripts/{name}" for name in ("run", "generate", "test", "lint", "bench", "lock", "audit")),
     ".ci/run",
@@ -52,6 +62,8 @@ def pins(name: str) -> dict[str, str]:
 
 
 RUNTIME, DEVELOPMENT = pins("requirements.txt"), pins("requirements-dev.txt")
+EXTRA = pins("requirements-ray.txt")
+ALL = RUNTIME | EXTRA | DEVELOPMENT
 
 
 def spelled(distribution: str) -> str:
@@ -61,7 +73,7 @@ def spelled(distribution: str) -> str:
 @pytest.mark.parametrize("python", ["3.10", "3.11", "3.12"])
 def test_constraints_hold_every_pin_and_all_that_comes_along(python: str) -> None:
     held = {spelled(name): to for name, to in pins(f"constraints/python{python}.txt").items()}
-    pinned = {spelled(name): to for name, to in (RUNTIME | DEVELOPMENT).items() if name != "torch"}
+    pinned = {spelled(name): to for name, to in ALL.items() if name != "torch"}
     assert pinned.items() <= held.items(), "run scripts/lock after changing a pin"
     assert len(held) > 2 * len(pinned)
 
@@ -97,13 +109,19 @@ def test_every_runtime_pin_is_imported_by_the_product() -> None:
     assert [name for name in RUNTIME if import_name(name) not in used | set(HELD)] == []
 
 
+def test_every_pin_of_the_extra_is_imported_by_the_cluster_alone() -> None:
+    extra = {import_name(name) for name in EXTRA.keys() - DRIVERS}
+    assert extra <= imported("liveavatar/cluster")
+    assert not extra & imported(*(place for place in FOLDERS if place != "liveavatar/cluster"))
+
+
 def test_every_import_of_the_product_is_pinned() -> None:
-    pinned = {import_name(name) for name in RUNTIME}
+    pinned = {import_name(name) for name in (*RUNTIME, *EXTRA)}
     assert imported(*PRODUCT) - set(sys.stdlib_module_names) - ours() - pinned == set()
 
 
 def test_every_import_of_the_tests_is_pinned() -> None:
-    pinned = {import_name(name) for name in (*RUNTIME, *DEVELOPMENT)}
+    pinned = {import_name(name) for name in ALL}
     assert imported("tests") - set(sys.stdlib_module_names) - ours() - pinned == set()
 
 
@@ -119,10 +137,10 @@ def test_a_held_pin_is_needed_by_another_one(held: str, by: str) -> None:
     assert held in wanted
 
 
-@pytest.mark.parametrize("name", RUNTIME | DEVELOPMENT)
+@pytest.mark.parametrize("name", ALL)
 def test_what_is_installed_is_what_is_pinned(name: str) -> None:
     """The suite speaks for the pins only if it runs on them; +cpu and the like do not count."""
-    assert version(name).split("+")[0] == (RUNTIME | DEVELOPMENT)[name]
+    assert version(name).split("+")[0] == ALL[name]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

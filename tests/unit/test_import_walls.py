@@ -15,16 +15,20 @@ ROOT = Path(__file__).resolve().parents[2]
 WEB = ("gradio", "fastapi")
 WALLS = {
     "liveavatar": (*WEB, "training"),
-    "liveavatar/jobs": (*WEB, "torch"),
-    "liveavatar/media": (*WEB, "torch"),
-    "liveavatar/model": (*WEB, "torch.distributed"),
-    "liveavatar/plan": (*WEB, "torch"),
-    "webui": ("torch", "liveavatar.engine"),
+    "liveavatar/cluster": (*WEB, "torch"),
+    "liveavatar/engine": (*WEB, "ray"),
+    "liveavatar/jobs": (*WEB, "torch", "ray"),
+    "liveavatar/media": (*WEB, "torch", "ray"),
+    "liveavatar/model": (*WEB, "torch.distributed", "ray"),
+    "liveavatar/parallel": (*WEB, "ray"),
+    "liveavatar/plan": (*WEB, "torch", "ray"),
+    "webui": ("torch", "ray", "liveavatar.engine", "liveavatar.cluster"),
 }
 ENGINE_WITHOUT_TORCH = [
     "fake",
     "group",
     "group_state",
+    "identity",
     "messages",
     "job_files",
     "owner",
@@ -134,12 +138,20 @@ def test_importing_a_module_without_tensors_loads_no_torch(module: str) -> None:
     assert not {"torch", "transformers", *WEB} & set(roots)
 
 
-def test_the_web_application_loads_no_torch() -> None:
+def test_the_web_application_loads_neither_torch_nor_ray() -> None:
     files = [ROOT / "app.py", *sorted((ROOT / "webui").rglob("*.py"))]
     code = f"import {', '.join(map(module_name, files))}\nprint(*sys.modules)"
     modules = run_fresh(code)
     assert "gradio" in modules
-    assert not {"torch", "transformers"} & set(modules)
+    assert not {"torch", "transformers", "ray", "liveavatar.cluster"} & set(modules)
+
+
+def test_the_cluster_and_its_groups_load_no_torch() -> None:
+    files = (ROOT / "liveavatar" / "cluster").glob("*.py")
+    names = ", ".join(map(module_name, files))
+    modules = run_fresh(f"import liveavatar.backend, {names}\nprint(*sys.modules)")
+    assert "ray" in modules
+    assert not {"torch", "transformers", *WEB} & set(modules)
 
 
 def test_importing_the_whole_engine_loads_no_web_framework() -> None:

@@ -22,7 +22,7 @@ from liveavatar.errors import ConfigError
 from liveavatar.media.live_file import complete_length
 from tests.web.live_server import Installation, serve, submit, wait_for_state, wait_until
 from webui.running import DrainingServer, listen
-from webui.server import STATIC, create_app
+from webui.server import STATIC, Access, create_app
 from webui.static_files import content_hash, static_url
 
 
@@ -48,7 +48,7 @@ def test_health_and_metrics_tell_what_goes_on(tmp_path: Path) -> None:
         assert now["liveavatar_group_ready",] == 1
         assert now["liveavatar_queue_length",] == 1
         assert now["liveavatar_jobs", "running"] == 2
-        assert now["liveavatar_rank_memory_bytes", "cpu", "3", "media"] == 2**30
+        assert now["liveavatar_rank_memory_bytes", "cpu", "1", "3", "media"] == 2**30
         health = client.get("/healthz").json()
         assert (health["status"], health["group"], health["queue_length"]) == ("ok", "ready", 1)
         assert len(health["ranks"]) == 4
@@ -78,9 +78,9 @@ def test_what_cards_tell_is_shown_and_what_they_do_not_tell_is_left_out(tmp_path
         state.take(cold)
         installation.store.write_worker("machine", state.document([]))
         now = samples(client)
-        assert now["liveavatar_rank_temperature_celsius", "cuda:0", "0", "stage 0"] == 71
-        assert now["liveavatar_rank_gpu_busy_share", "cuda:0", "0", "stage 0"] == 0.25
-        assert ("liveavatar_rank_temperature_celsius", "cpu", "1", "media") not in now
+        assert now["liveavatar_rank_temperature_celsius", "cuda:0", "1", "0", "stage 0"] == 71
+        assert now["liveavatar_rank_gpu_busy_share", "cuda:0", "1", "0", "stage 0"] == 0.25
+        assert ("liveavatar_rank_temperature_celsius", "cpu", "1", "1", "media") not in now
         ranks = client.get("/healthz").json()["ranks"]
         assert [rank.get("temperature_c") for rank in ranks] == [71, None]
 
@@ -214,3 +214,38 @@ def test_a_signal_lets_the_running_job_end_a_second_one_does_not(
     assert state == ("queued" if twice else "done")
     installation.store.close()
     listener.close()
+
+
+def test_several_groups_and_machines_are_told_of_as_one(tmp_path: Path) -> None:
+    installation = Installation(tmp_path)
+    token = Access(token="t" * 32)
+    installation.access = token
+    with serve(installation) as address, httpx.Client(base_url=address) as client:
+        installation.supervisor.stop()
+        for number, word in ((1, "ready"), (2, "restarting")):
+            state = GroupState()
+            state.word, state.restarts = word, number  # type: ignore[assignment]
+            said = {**state.document(["a"]), "group": number, "node": f"node-{number}"}
+            installation.store.write_worker(f"group {number}", said)
+        cluster = {
+            "state": "cluster",
+            "nodes": [{"name": "node-1", "alive": True, "cpus": 8, "gpus": 4}],
+            "placements": [
+                {"number": 1, "state": "placed", "node": "node-1"},
+                {"number": 3, "state": "waiting", "node": ""},
+            ],
+        }
+        installation.store.write_worker("cluster", cluster)
+        view = client.get("/api/group").json()
+        assert (view["state"], view["num_groups"], view["groups"]) == ("ready", 3, None)
+        client.headers["authorization"] = f"Bearer {token.token}"
+        view = client.get("/api/group").json()
+        assert [(group["number"], group["node"], group["state"]) for group in view["groups"]] == [
+            (1, "node-1", "ready"),
+            (2, "node-2", "restarting"),
+            (3, "", "waiting"),
+        ]
+        assert view["restarts"] == 3
+        assert view["nodes"] == cluster["nodes"]
+        now = samples(client)
+        assert (now["liveavatar_groups", "ready"], now["liveavatar_groups", "waiting"]) == (1, 1)

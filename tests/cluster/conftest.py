@@ -1,0 +1,25 @@
+"""One simulated cluster for all tests of this folder: its processes take seconds to start."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from liveavatar.cluster.pool import Pool
+from tests.cluster.machines import Machines
+
+
+@pytest.fixture(scope="session")
+def machines() -> Iterator[Machines]:
+    made = Machines()
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture(scope="session")
+def pool(machines: Machines) -> Iterator[Pool]:
+    with Pool(machines.address) as made:
+        yield made

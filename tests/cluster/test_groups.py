@@ -1,0 +1,108 @@
+"""Groups on several machines: every job once, machines that come and go, groups that leave."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from liveavatar.cluster.pool import Pool
+from liveavatar.jobs.job import JobState
+from liveavatar.media.live_file import complete_length
+from tests.cluster.machines import Machines, site, wait
+from tests.faults.suite import pictures
+from tests.unit.mp4_material import decode_video
+
+pytestmark = pytest.mark.timeout(300)
+
+LONG = 129  # frames of the whole speech
+
+
+def goes_on(ours: np.ndarray, whole: np.ndarray) -> bool:
+    """Whether a video with a cut shows the frames of one without, each in its place.
+
+    Behind the cut the encoder begins anew and gives the same frames other steps of quality, for as
+    long as its rate control remembers; `tests/distributed/test_resume.py` compares the latents.
+    """
+
+    def errors(shift: int) -> np.ndarray:
+        return np.abs(ours.astype(int) - np.roll(whole, shift, axis=0)).mean(axis=(1, 2, 3))
+
+    (unlike,) = errors(0).nonzero()
+    if not len(unlike):
+        return True
+    behind = slice(unlike[0], len(whole) - 1)
+    best = min(errors(-1)[behind].mean(), errors(1)[behind].mean())
+    return bool(errors(0).max() < 4 and errors(0)[behind].mean() < best)
+
+
+def test_groups_share_the_jobs_and_those_of_a_lost_machine_go_on_elsewhere(
+    tmp_path: Path, machines: Machines, pool: Pool
+) -> None:
+    machines.add("node-1")
+    machines.add("node-2")
+    with site(tmp_path, pool) as here:
+        assert pool.grow_to(3) == [1, 2, 3]
+        assert pool.grow_to(3) == []
+        here.wait_ready(2)
+        assert sorted(here.states()) == ["ready", "ready", "waiting"]
+
+        machines.add("node-3")
+        here.wait_ready(3)
+        jobs = [here.submit(owner=f"user {number % 5}") for number in range(30)]
+        done = here.wait_done(*jobs)
+        assert Counter((job.attempt, job.take, job.frames) for job in done) == {(1, 1, 24): 30}
+        shares = Counter(here.makers().values())
+        assert len(shares) == 3
+        assert min(shares.values()) >= 5, shares
+
+        long = here.submit(frames=LONG)
+        whole = here.submit(frames=LONG)
+        wait(lambda: here.now(long).frames >= 48, "frames")
+        folder, lost = here.folder_of(long), here.node_of(long)
+        before = folder.live.read_bytes()[: complete_length(folder.live)]
+        machines.kill(lost)
+        (again, undisturbed) = here.wait_done(long, whole)
+        assert (again.attempt, again.take, again.frames) == (2, 1, LONG)
+        assert folder.live.read_bytes().startswith(before)
+        assert len(decode_video(folder.video)) == LONG
+        assert undisturbed.attempt == 1
+        assert goes_on(pictures(folder.live), pictures(here.folder_of(whole).live))
+
+        # Its group waits for a machine, and takes the next one that comes.
+        wait(lambda: "waiting" in here.states(), "Ray sees that the machine is gone")
+        assert [node.name for node in pool.nodes() if not node.alive] == [lost]
+        machines.add("node-4")
+        here.wait_ready(3)
+
+        running = [here.submit(frames=LONG) for _ in range(3)]
+        wait(lambda: all(here.now(job).frames for job in running), "all groups render")
+        leaving = pool.shrink(2)
+        assert pool.grow(1) == [4]  # no number is given twice while its group still renders
+        pool.wait_until_gone(leaving, 60)
+        assert [job.attempt for job in here.wait_done(*running)] == [1, 1, 1]
+        late = here.submit()
+        here.wait_done(late)
+        assert pool.stop() == sorted({1, 2, 3, 4} - set(leaving))
+        stays = here.submit()
+        assert here.now(stays).state is JobState.QUEUED
+
+
+def test_a_video_of_the_demo_model_goes_on_without_a_seam_when_its_machine_is_lost(
+    tmp_path: Path, machines: Machines, pool: Pool
+) -> None:
+    for name in ("demo-1", "demo-2"):
+        machines.add(name)
+    with site(tmp_path, pool, model="demo") as here:
+        pool.grow(2)
+        here.wait_ready(2)
+        undisturbed, hurt = here.submit(frames=LONG), here.submit(frames=LONG)
+        wait(lambda: here.now(hurt).frames >= 60, "frames")
+        machines.kill(here.node_of(hurt))
+        whole, again = here.wait_done(undisturbed, hurt)
+        assert (whole.attempt, again.attempt, again.take, again.frames) == (1, 2, 1, LONG)
+        ours, theirs = (pictures(here.folder_of(job).video) for job in (hurt, undisturbed))
+        assert len(ours) == LONG
+        assert goes_on(ours, theirs)
