@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 from liveavatar.cluster.names import find_keeper, own_node
@@ -78,14 +79,14 @@ class GroupActor:
     def _serve(self) -> None:
         order, spool = self._order, Spool(self._order.data_dir)
         with closing(JobStore(order.database)) as store:
-            identity = Identity(self._worker, self._number, own_node(), shares=True)
+            served = order.served()
             supervisor = Supervisor(
                 store,
                 spool,
-                order.group_maker(),
-                order.supervising,
+                served.group_maker(order.tiers),
+                replace(order.supervising, ability=served.ability(order.tiers)),
                 Ladder(order.tiers),
-                identity,
+                Identity(self._worker, self._number, own_node(), shares=True),
             )
             if self._was_leaving(store):
                 self._leaving.set()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from liveavatar.engine.group import Group
-from liveavatar.engine.served_model import serve_checkpoint, serve_test_picture
+from liveavatar.engine.served_model import Served, serve_checkpoint, serve_test_picture
 from liveavatar.engine.supervisor_settings import SupervisorSettings
 from liveavatar.errors import ConfigError
 from liveavatar.plan.tiers import Tier
@@ -69,16 +67,16 @@ class Order:
     share: Share = Share()
     code: Path = _CODE
 
-    def group_maker(self) -> Callable[[], Group]:
-        """Return what starts a group on the machine that this is called on, without waiting.
+    def served(self) -> Served:
+        """The model as the machine that this is called on serves it.
 
         Raises:
             CheckpointError: there is no checkpoint on this machine.
             ConfigError: CUDA_VISIBLE_DEVICES names a GPU that is not there.
         """
         if self.model is None:
-            return serve_test_picture().group_maker(self.tiers)
-        return serve_checkpoint(self.model, self.adapter, self.data_dir).group_maker(self.tiers)
+            return serve_test_picture()
+        return serve_checkpoint(self.model, self.adapter, self.data_dir)
 
 
 def for_a_cluster(settings: SupervisorSettings) -> SupervisorSettings:

@@ -15,6 +15,7 @@ from liveavatar.engine.group import Group, WorkerGroup
 from liveavatar.engine.layout import Video, choose_layout
 from liveavatar.engine.machine import detect_machine
 from liveavatar.errors import CheckpointError
+from liveavatar.jobs.ability import EVERYTHING, Ability
 from liveavatar.media.portrait import fit_size
 from liveavatar.plan.layout import LayoutPlan, Machine, plan_layout
 from liveavatar.plan.shapes import CONFIG, Network, read_network
@@ -56,6 +57,18 @@ class Served:
             for portrait_hw in _PORTRAITS_HW
         ]
         return partial(self.make, videos)
+
+    def ability(self, tiers: Sequence[Tier]) -> Ability:
+        """Which of these tiers fit this machine; all of them: sizes of a user's own too."""
+        if self.plan is None:
+            return EVERYTHING
+        fitting = {tier.name for tier in tiers if self._fits(tier)}
+        return EVERYTHING if len(fitting) == len(tiers) else Ability(frozenset(fitting))
+
+    def _fits(self, tier: Tier) -> bool:
+        assert self.plan is not None
+        sizes = [fit_size(portrait_hw, tier.size.area) for portrait_hw in _PORTRAITS_HW]
+        return all(self.plan(size_hw, tier.sampling).fits for size_hw in sizes)
 
 
 def serve_test_picture() -> Served:

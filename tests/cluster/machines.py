@@ -55,6 +55,11 @@ class Machines:
             num_cpus=1, node_name=name, object_store_memory=_STORE_BYTES, wait=False
         )
 
+    def ensure(self, number: int) -> None:
+        """Let machines join until so many are there."""
+        for name in map("machine-{}".format, range(number - len(self._nodes))):
+            self.add(name)
+
     def kill(self, name: str) -> None:
         """Take a machine away, as a power cut does."""
         self._cluster.remove_node(self._nodes.pop(name), allow_graceful=False)

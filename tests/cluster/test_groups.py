@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.application import Application
+from liveavatar.cluster.__main__ import main as command
 from liveavatar.cluster.pool import Pool
 from liveavatar.jobs.job import JobState
 from liveavatar.media.live_file import complete_length
-from tests.cluster.machines import Machines, site, wait
+from tests.cluster.machines import WAIT_S, Machines, site, wait
 from tests.faults.suite import pictures
 from tests.unit.mp4_material import decode_video
 
@@ -58,8 +60,8 @@ def test_groups_share_the_jobs_and_those_of_a_lost_machine_go_on_elsewhere(
         assert len(shares) == 3
         assert min(shares.values()) >= 5, shares
 
+        whole = here.submit(frames=LONG)  # first, so that it is done should one group take both
         long = here.submit(frames=LONG)
-        whole = here.submit(frames=LONG)
         wait(lambda: here.now(long).frames >= 48, "frames")
         folder, lost = here.folder_of(long), here.node_of(long)
         before = folder.live.read_bytes()[: complete_length(folder.live)]
@@ -71,21 +73,17 @@ def test_groups_share_the_jobs_and_those_of_a_lost_machine_go_on_elsewhere(
         assert undisturbed.attempt == 1
         assert goes_on(pictures(folder.live), pictures(here.folder_of(whole).live))
 
-        # Its group waits for a machine, and takes the next one that comes.
         wait(lambda: "waiting" in here.states(), "Ray sees that the machine is gone")
         assert [node.name for node in pool.nodes() if not node.alive] == [lost]
-        machines.add("node-4")
-        here.wait_ready(3)
 
-        running = [here.submit(frames=LONG) for _ in range(3)]
-        wait(lambda: all(here.now(job).frames for job in running), "all groups render")
-        leaving = pool.shrink(2)
-        assert pool.grow(1) == [4]  # no number is given twice while its group still renders
+        running = [here.submit(frames=LONG) for _ in range(2)]
+        wait(lambda: all(here.now(job).frames for job in running), "both groups render")
+        leaving = pool.shrink(2)  # the one that waits, and one that renders
         pool.wait_until_gone(leaving, 60)
-        assert [job.attempt for job in here.wait_done(*running)] == [1, 1, 1]
+        assert [job.attempt for job in here.wait_done(*running)] == [1, 1]
         late = here.submit()
         here.wait_done(late)
-        assert pool.stop() == sorted({1, 2, 3, 4} - set(leaving))
+        assert pool.stop() == sorted({1, 2, 3} - set(leaving))
         stays = here.submit()
         assert here.now(stays).state is JobState.QUEUED
 
@@ -93,8 +91,7 @@ def test_groups_share_the_jobs_and_those_of_a_lost_machine_go_on_elsewhere(
 def test_a_video_of_the_demo_model_goes_on_without_a_seam_when_its_machine_is_lost(
     tmp_path: Path, machines: Machines, pool: Pool
 ) -> None:
-    for name in ("demo-1", "demo-2"):
-        machines.add(name)
+    machines.ensure(2)
     with site(tmp_path, pool, model="demo") as here:
         pool.grow(2)
         here.wait_ready(2)
@@ -106,3 +103,35 @@ def test_a_video_of_the_demo_model_goes_on_without_a_seam_when_its_machine_is_lo
         ours, theirs = (pictures(here.folder_of(job).video) for job in (hurt, undisturbed))
         assert len(ours) == LONG
         assert goes_on(ours, theirs)
+
+
+def test_web_servers_only_show_what_groups_render_and_the_command_counts_them(
+    tmp_path: Path, machines: Machines, pool: Pool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first server makes the group; the second one knows nothing of Ray."""
+    first = Application(tmp_path, options=("--test-picture", "--backend", "ray", "--groups", "1",
+                                           "--ray-address", machines.address))  # fmt: skip
+    second = Application(tmp_path, options=("--test-picture", "--backend", "ray"))
+    machines.ensure(2)
+    try:
+        with first, second:
+            first.start()
+            second.start()
+            job_id = second.submit()
+            assert first.wait_for_end(job_id, WAIT_S)["state"] == "done"
+            served = second.client.get(f"/media/{job_id}.mp4")
+            assert served.content == first.client.get(f"/media/{job_id}.mp4").content
+            assert first.stop() == 0
+            assert second.is_ready(), "the group outlives the server that asked for it"
+            assert command(["grow", "1", "--ray-address", machines.address]) == 0
+            assert command(["status", "--ray-address", machines.address]) == 0
+            said = capsys.readouterr().out
+            assert "asked for groups 2\n" in said
+            assert "group 1 on " in said
+            assert command(["shrink", "2", "--wait", "60", "--ray-address", machines.address]) == 0
+            assert capsys.readouterr().out == "gone: groups 1, 2\n"
+            assert second.stop() == 0
+    finally:
+        pool.stop()
+    assert command(["grow", "--ray-address", machines.address]) == 2
+    assert capsys.readouterr().err.startswith("error: there is no pool of groups in this cluster")

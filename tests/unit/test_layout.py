@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from liveavatar.config import SamplingConfig, visible_gpus
+from liveavatar.engine.fake import FakeGroup
 from liveavatar.engine.layout import Video, group_spec, largest_plan
 from liveavatar.engine.machine import detect_machine, narrowed
 from liveavatar.engine.messages import Transport
+from liveavatar.engine.served_model import Served, _plan
 from liveavatar.errors import ConfigError
+from liveavatar.jobs.ability import EVERYTHING, Ability
 from liveavatar.plan.layout import CUDA_CONTEXT_BYTES, GIB, Machine
 from liveavatar.plan.shapes import Network
+from liveavatar.plan.tiers import TIERS
 
 CARD = int(22.15 * GIB)
 BALANCED = Video((640, 384), SamplingConfig(num_clip=50))
@@ -45,6 +50,15 @@ def test_a_second_job_waits_where_its_caches_would_not_fit() -> None:
 
 def test_the_largest_video_that_fits_sets_the_layout() -> None:
     assert largest_plan(Network(), [SMALL, BALANCED], Machine(4, CARD)).size_hw == (640, 384)
+
+
+def test_a_machine_takes_the_tiers_that_fit_it() -> None:
+    def ability(machine: Machine) -> Ability:
+        plan = partial(_plan, Network(), machine)
+        return Served("14B", False, False, plan, lambda _: FakeGroup()).ability(TIERS)
+
+    assert ability(Machine(4, CARD)) == EVERYTHING
+    assert ability(Machine(4, 17 * GIB)) == Ability(frozenset({"fast"}))
 
 
 def test_a_video_that_does_not_fit_is_refused_with_what_is_short() -> None:
