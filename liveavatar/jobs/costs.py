@@ -18,6 +18,14 @@ PLANNED_S = 0.1 / (688 * 368 * 4)
 688*368 in 4 steps, as `benchmarks/projection.py` has it for four cards of 24 GB."""
 
 
+_LAST_DONE = (
+    sa.select(JOBS.c.fps, JOBS.c.first_frame_s, JOBS.c.spec)
+    .where(JOBS.c.state == JobState.DONE.value, JOBS.c.tier == sa.bindparam("of_tier"))
+    .order_by(JOBS.c.number.desc())
+    .limit(_LAST)
+)
+
+
 @dataclass(frozen=True)
 class TierSpeed:
     """What jobs of a tier reached lately; None where there is no measurement."""
@@ -28,12 +36,10 @@ class TierSpeed:
 
 def tier_speed(connection: sa.Connection, tier: str) -> TierSpeed:
     """Mean speed of the last finished jobs of a tier."""
-    recent = _last_done(tier, JOBS.c.fps, JOBS.c.first_frame_s).subquery()
-    query = sa.select(sa.func.avg(recent.c.fps), sa.func.avg(recent.c.first_frame_s))
-    fps, first_frame_s = connection.execute(query).one()
+    rows = connection.execute(_LAST_DONE, {"of_tier": tier}).all()
     return TierSpeed(
-        None if fps is None else float(fps),
-        None if first_frame_s is None else float(first_frame_s),
+        _mean([row.fps for row in rows if row.fps is not None]),
+        _mean([row.first_frame_s for row in rows if row.first_frame_s is not None]),
     )
 
 
@@ -44,20 +50,15 @@ def expected_seconds(connection: sa.Connection, spec: JobSpec) -> float:
     """
     took = [
         1 / (row.fps * _pixels_per_frame(row.spec))
-        for row in connection.execute(_last_done(spec.tier, JOBS.c.fps, JOBS.c.spec))
+        for row in connection.execute(_LAST_DONE, {"of_tier": spec.tier})
         if row.fps
     ]
-    each = sum(took) / len(took) if took else PLANNED_S
+    each = _mean(took) or PLANNED_S
     return each * spec.total_frames * spec.width * spec.height * spec.sampling.num_steps
 
 
-def _last_done(tier: str, *columns: sa.ColumnElement[Any]) -> sa.Select[Any]:
-    return (
-        sa.select(*columns)
-        .where(JOBS.c.state == JobState.DONE.value, JOBS.c.tier == tier)
-        .order_by(JOBS.c.number.desc())
-        .limit(_LAST)
-    )
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def _pixels_per_frame(document: Mapping[str, Any]) -> float:

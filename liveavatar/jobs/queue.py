@@ -1,6 +1,7 @@
 """The queue in the database: where a new job goes, who is next, what is ahead of one.
 
-`fair_share.py` has the arithmetic. The one row of the virtual clock is read for update first, so
+`fair_share.py` has the arithmetic. Statements are built once: that takes longer than the database
+takes for one. The one row of the virtual clock is read for update first, so
 that decisions follow each other; each is a few look-ups in indexes, however long the queue is.
 """
 
@@ -22,7 +23,27 @@ _QUEUED: sa.ColumnElement[str] = sa.literal_column(f"'{JobState.QUEUED.value}'")
 _IS_QUEUED = JOBS.c.state == _QUEUED
 _CLOCK = sa.select(CLOCKS.c.value, CLOCKS.c.at).with_for_update()
 _FINISH = sa.select(SHARES.c.finish).where(SHARES.c.owner == sa.bindparam("whose"))
-_TAKE = JOBS.update().where(JOBS.c.number == sa.bindparam("which"), _IS_QUEUED).returning(JOBS)
+_CHARGE = (
+    SHARES.update()
+    .where(SHARES.c.owner == sa.bindparam("whose"))
+    .values(finish=sa.bindparam("until"))
+)
+_SET_CLOCK = CLOCKS.update().values(value=sa.bindparam("virtual"), at=sa.bindparam("when"))
+_TAKE = (
+    JOBS.update()
+    .where(JOBS.c.number == sa.bindparam("which"), _IS_QUEUED)
+    .values(
+        state=JobState.RUNNING.value,
+        attempt=JOBS.c.attempt + 1,
+        tries=JOBS.c.tries + 1,
+        worker=sa.bindparam("by"),
+        lease_until=sa.bindparam("until"),
+        started_at=sa.bindparam("when"),
+        finished_at=None,
+        stage="preparing",
+    )
+    .returning(JOBS)
+)
 
 
 @dataclass(frozen=True)
@@ -50,8 +71,7 @@ def join(connection: sa.Connection, owner: str, cost_s: float, now: float) -> Pl
     if finish is None:
         connection.execute(SHARES.insert().values(owner=owner, finish=place.finish))
     else:
-        charged = SHARES.update().where(SHARES.c.owner == owner)
-        connection.execute(charged.values(finish=place.finish))
+        connection.execute(_CHARGE, {"whose": owner, "until": place.finish})
     return place
 
 
@@ -71,15 +91,16 @@ def has_work(connection: sa.Connection, ability: Ability) -> bool:
 
 
 def take_first(
-    connection: sa.Connection, ability: Ability, now: float, values: dict[str, Any]
+    connection: sa.Connection, ability: Ability, worker: str, now: float, lease_s: float
 ) -> sa.Row[Any] | None:
     """Claim the next job that can be made.
 
     Args:
         connection: in a transaction.
         ability: what can be made.
+        worker: name of the one who takes it.
         now: UTC epoch seconds.
-        values: columns of the job from now on.
+        lease_s: how long it holds, seconds.
 
     Returns:
         Its row; None when there is none, or when it was cancelled in this moment.
@@ -88,10 +109,11 @@ def take_first(
     first = connection.execute(_first(ability)).first()
     if first is None:
         return None
-    row = connection.execute(_TAKE.values(values), {"which": first.number}).first()
+    taken = {"which": first.number, "by": worker, "when": now, "until": now + lease_s}
+    row = connection.execute(_TAKE, taken).first()
     if row is not None:
         after = clock.claimed(first.queue_order, now)
-        connection.execute(CLOCKS.update().values(value=after.value, at=after.at))
+        connection.execute(_SET_CLOCK, {"virtual": after.value, "when": after.at})
     return row
 
 

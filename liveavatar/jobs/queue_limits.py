@@ -10,6 +10,10 @@ from liveavatar.errors import QueueFullError
 from liveavatar.jobs.job import JobState
 from liveavatar.jobs.tables import JOBS
 
+_IS_OPEN = JOBS.c.state.in_([state.value for state in JobState if not state.has_ended])
+_IN_ALL = sa.select(sa.func.count()).select_from(JOBS).where(_IS_OPEN)
+_OWN = _IN_ALL.where(JOBS.c.owner == sa.bindparam("whose"))
+
 
 @dataclass(frozen=True)
 class QueueLimits:
@@ -26,9 +30,8 @@ class QueueLimits:
 
 def require_room(connection: sa.Connection, owner: str, limits: QueueLimits) -> None:
     """Raise QueueFullError when an owner may submit no more now."""
-    is_open = JOBS.c.state.in_([state.value for state in JobState if not state.has_ended])
-    own = _count(connection, is_open & (JOBS.c.owner == owner))
-    in_all = _count(connection, is_open)
+    own = int(connection.execute(_OWN, {"whose": owner}).scalar_one())
+    in_all = int(connection.execute(_IN_ALL).scalar_one())
     if own >= limits.per_owner:
         raise QueueFullError(
             f"you have {own} videos waiting or running, at most {limits.per_owner} are "
@@ -38,8 +41,3 @@ def require_room(connection: sa.Connection, owner: str, limits: QueueLimits) -> 
         raise QueueFullError(
             f"the queue is full, {in_all} videos wait or run; try again in a few minutes"
         )
-
-
-def _count(connection: sa.Connection, which: sa.ColumnElement[bool]) -> int:
-    query = sa.select(sa.func.count()).select_from(JOBS).where(which)
-    return int(connection.execute(query).scalar_one())

@@ -176,19 +176,8 @@ class JobStore:
         with self._looking() as connection:
             if not queue.has_work(connection, ability):
                 return None
-        now = self._now()
-        values = {
-            "state": JobState.RUNNING.value,
-            "attempt": JOBS.c.attempt + 1,
-            "tries": JOBS.c.tries + 1,
-            "worker": worker,
-            "lease_until": now + lease_s,
-            "started_at": now,
-            "finished_at": None,
-            "stage": "preparing",
-        }
         with self._changing() as connection:
-            row = queue.take_first(connection, ability, now, values)
+            row = queue.take_first(connection, ability, worker, self._now(), lease_s)
         return None if row is None else (Claim(row.id, row.attempt), job_of(row))
 
     def begin_take(self, claim: Claim) -> None:
