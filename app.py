@@ -25,7 +25,7 @@ from webui.mounting import mount_page
 from webui.offers import ServedModel
 from webui.operator import operator_token
 from webui.options import accounts_of, read_options
-from webui.running import DrainingServer, listen
+from webui.running import DrainingServer, listen, share_one_heap
 from webui.server import Access, create_app
 from webui.service import Service
 from webui.settings import ServerSettings, read_settings
@@ -119,6 +119,7 @@ def _backend(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
+    share_one_heap()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
         run(read_options(arguments))

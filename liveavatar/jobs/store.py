@@ -70,12 +70,12 @@ class JobStore:
         with available(), self._reading.connect() as connection:
             yield connection
 
-    def submit(self, spec: JobSpec, limits: QueueLimits, job_id: str | None = None) -> Job:
+    def submit(self, spec: JobSpec, limits: QueueLimits | None, job_id: str | None = None) -> Job:
         """Queue a job; when this returns, it is on the disk.
 
         Args:
             spec: what is asked for.
-            limits: of the queue.
+            limits: of the queue; None for none.
             job_id: from `new_job_id`, when files were laid down under it before; else a new one.
 
         Returns:
@@ -95,7 +95,8 @@ class JobStore:
             with self._changing() as connection:
                 if (known := _submitted_before(connection, spec)) is not None:
                     return known
-                require_room(connection, spec.owner, limits)
+                if limits is not None:
+                    require_room(connection, spec.owner, limits)
                 cost_s = expected_seconds(connection, spec)
                 place = queue.join(connection, spec.owner, cost_s, self._now())
                 charged = {"queue_order": place.order, "cost_s": cost_s}
