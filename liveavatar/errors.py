@@ -9,7 +9,8 @@ LiveAvatarError
 │   ├── UnknownJobError    there is no such job
 │   ├── QueueFullError     no more jobs are taken now
 │   ├── LeaseLostError     the job was taken from the worker that reports on it
-│   └── StoreUnavailableError  the job database cannot be read or written now
+│   ├── StoreUnavailableError  the job database cannot be read or written now
+│   └── SpoolUnavailableError  files cannot be written now: the disk is full or read-only
 └── EngineError            the machinery failed, not the input
     ├── JobFaultError      a rank's work on one job failed
     ├── WorkerDiedError    a rank ended before its work did
@@ -60,6 +61,10 @@ class LeaseLostError(JobError):
 
 class StoreUnavailableError(JobError):
     """The job database cannot be read or written now."""
+
+
+class SpoolUnavailableError(JobError):
+    """Files cannot be written now: the disk is full or read-only."""
 
 
 class EngineError(LiveAvatarError):

@@ -188,7 +188,8 @@ async def healthz(
 ) -> HealthView:
     """For probes: 200 when jobs are rendered, 503 while they are not; strangers learn no more."""
     view = await in_thread(lambda: service.group_view(admin=True))
-    working = view.state in ("ready", "starting", "loading", "restarting", "draining")
+    serving = view.state in ("ready", "starting", "loading", "restarting", "draining")
+    working = serving and service.spool.complaint() is None
     if not working:
         response.status_code = 503
     status = "ok" if working else "degraded"

@@ -17,6 +17,7 @@ from liveavatar.errors import (
     MediaError,
     QueueFullError,
     RequestError,
+    SpoolUnavailableError,
     StoreUnavailableError,
     UnknownJobError,
 )
@@ -268,6 +269,7 @@ _STATUS: tuple[tuple[type[LiveAvatarError], int], ...] = (
     (UnknownJobError, 404),
     (QueueFullError, 429),
     (StoreUnavailableError, 503),
+    (SpoolUnavailableError, 507),
     (JobError, 409),
     (RequestError, 422),
     (MediaError, 422),

@@ -20,7 +20,7 @@ from liveavatar.errors import LiveAvatarError, RequestError
 from liveavatar.jobs.ceiling import one_lower
 from liveavatar.jobs.forecast import Forecast
 from liveavatar.jobs.job import Job, JobSpec
-from liveavatar.jobs.spool import Spool, settled_name
+from liveavatar.jobs.spool import Spool, settled_name, writable
 from liveavatar.jobs.store import JobStore, new_job_id
 from liveavatar.media.ingest import check_prompt, coverage_notes, prompt_notes
 from liveavatar.media.notes import Note
@@ -156,8 +156,9 @@ class Service:
             names = settled_name("portrait", portrait_path), settled_name("speech", speech_path)
             inputs = _Inputs(prompt, portrait, speech)
             spec = self._spec(form, owner, tier, inputs, names)
-            shutil.copyfile(portrait_path, folder / spec.portrait_name)
-            shutil.copyfile(speech_path, folder / spec.speech_name)
+            with writable():
+                shutil.copyfile(portrait_path, folder / spec.portrait_name)
+                shutil.copyfile(speech_path, folder / spec.speech_name)
             return self._queue(spec, folder)
         finally:
             self.spool.discard(folder)
@@ -218,6 +219,8 @@ class Service:
     def group_view(self, *, admin: bool) -> GroupView:
         """The worker group: all of it for the operator, else its state."""
         view = group_view(self.store, admin=admin)
+        if (cause := self.spool.complaint()) is not None:
+            view.message = f"files cannot be written now: {cause}"
         if admin:
             open_jobs = [job for job in self.store.list_jobs(limit=500) if not job.state.has_ended]
             view.jobs = [self.job_view(job) for job in reversed(open_jobs)]
@@ -250,6 +253,7 @@ class Service:
         """Refuse early what would be refused anyway, before files are decoded."""
         if not self.taking_jobs:
             raise RefusalError(503, "the server is being stopped; submit again when it is back")
+        self.spool.require_writable()
         self.store.check_room(owner, self.settings.limits.queue)
         if shutil.disk_usage(self.spool.root).free < self.settings.limits.free_disk_bytes:
             raise RefusalError(507, "the server's disk is nearly full; no videos are taken now")

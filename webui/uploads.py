@@ -11,7 +11,7 @@ from typing import BinaryIO
 from anyio import to_thread
 from fastapi import Request
 
-from liveavatar.jobs.spool import Spool
+from liveavatar.jobs.spool import Spool, writable
 from liveavatar.media.upload import HEAD_BYTES, sniff
 from webui.multipart import read_parts
 from webui.schemas import RefusalError
@@ -59,11 +59,13 @@ async def received_form(request: Request, spool: Spool, limits: Limits) -> Async
 
     Raises:
         RefusalError: it is no such form, or a part of it is too large or of the wrong kind.
+        SpoolUnavailableError: it cannot be written.
     """
     folder = await to_thread.run_sync(spool.new_upload)
     parts = _FormParts(folder, limits)
     try:
-        await read_parts(request, parts)
+        with writable():
+            await read_parts(request, parts)
         yield parts.form
     finally:
         parts.close()

@@ -8,6 +8,7 @@ so that one that comes late changes nothing any more.
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import TypeVar
@@ -18,6 +19,8 @@ from liveavatar.jobs.store import JobStore
 logger = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
+
+_SAID_EVERY_S = 60.0
 
 
 class Ledger:
@@ -32,6 +35,7 @@ class Ledger:
         self._store = store
         self._name = name
         self._owed: deque[Callable[[], object]] = deque()
+        self._silent_until = 0.0
 
     def do(self, change: Callable[[], object]) -> None:
         """Make a change now, or after those that are owed, once the store can be written.
@@ -43,7 +47,7 @@ class Ledger:
             try:
                 self._owed[0]()
             except StoreUnavailableError as error:
-                logger.warning("%s; %d changes wait", error, len(self._owed))
+                self._note(error)
                 return
             except LeaseLostError as error:
                 logger.warning("%s", error)
@@ -57,8 +61,14 @@ class Ledger:
         try:
             return question()
         except StoreUnavailableError as error:
-            logger.warning("%s", error)
+            self._note(error)
             return None
 
     def nothing(self) -> None:
         """The change that changes nothing: lets those that are owed be tried again."""
+
+    def _note(self, error: StoreUnavailableError) -> None:
+        """Say that the store is away, once in a while: it is asked many times a second."""
+        if time.monotonic() >= self._silent_until:
+            self._silent_until = time.monotonic() + _SAID_EVERY_S
+            logger.warning("%s; %d changes wait", error, len(self._owed))

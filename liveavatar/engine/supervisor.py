@@ -217,11 +217,22 @@ class Supervisor:
 
     def _has_room(self) -> bool:
         """Whether a job may begin: what runs may need the rest of the disk."""
+        shortage = self._shortage()
+        if shortage and shortage != self.state.message:
+            logger.error(shortage)
+        elif self.state.message and not shortage:
+            logger.info("the data folder can be written again")
+        self.state.message = shortage
+        return not shortage
+
+    def _shortage(self) -> str:
+        """What is wrong with the disk, one line; empty when nothing is."""
+        if (cause := self._spool.complaint()) is not None:
+            return f"the data folder cannot be written: {cause}; videos wait until it can"
         free = shutil.disk_usage(self._spool.root).free
-        short = free < self._settings.free_disk_bytes
-        said = f"the disk has {free // 2**20} MB left; videos wait until there is room"
-        self.state.message = said if short else ""
-        return not short
+        if free < self._settings.free_disk_bytes:
+            return f"the disk has {free // 2**20} MB left; videos wait until there is room"
+        return ""
 
     def _spare_memory(self, running: RunningJob) -> None:
         """Make a video that has not begun smaller: under a ceiling, or while memory is short."""
@@ -249,7 +260,7 @@ class Supervisor:
                 self._worker.submit(self._make_thumbnail, running)
             running.note_progress(event.frames, event.stage)
         elif isinstance(event, Refused):
-            self._end(running, JobState.FAILED, event.reason)
+            self._fail(running, event.reason)
         elif isinstance(event, Finished):
             running.note_progress(event.frames, "finishing")
             running.phase, running.cut_short = "rendered", event.cancelled
@@ -276,10 +287,10 @@ class Supervisor:
     def _take_result(self, running: RunningJob, work: Future[Any], group: Group) -> None:
         error = work.exception()
         if isinstance(error, LiveAvatarError):
-            self._end(running, JobState.FAILED, str(error))
+            self._fail(running, str(error))
         elif error is not None:
             logger.error("job %s", running.job.id, exc_info=error)
-            self._end(running, JobState.FAILED, f"its files could not be used: {error!r}")
+            self._fail(running, f"its files could not be used: {error!r}")
         elif running.phase == "ended":
             state = JobState.CANCELLED if running.cut_short else JobState.DONE
             self._end(running, state)
@@ -318,6 +329,7 @@ class Supervisor:
                 self._store.requeue_expired("the lease of its worker ran out")
         if self._is_due("status", self._settings.status_s):
             self._ledger.do(self._ledger.nothing)
+            self._has_room()
             self._publish()
 
     def _record_progress(self, group: Group) -> None:
@@ -343,6 +355,16 @@ class Supervisor:
         self._ledger.do(partial(self._store.finish, running.claim, state, error))
         logger.info("job %s: %s %s", running.job.id, state.value, error or "")
 
+    def _fail(self, running: RunningJob, error: str) -> None:
+        """End a job that cannot be made; while nothing at all can be written it waits instead."""
+        if (cause := self._spool.complaint()) is None:
+            self._end(running, JobState.FAILED, error)
+            return
+        del self._running[running.number]
+        note = f"the data folder could not be written: {cause}"
+        self._ledger.do(partial(self._store.requeue, running.claim, note, counts=False))
+        logger.warning("job %s: %s; %s", running.job.id, note, error)
+
     def _take_back_after(self, error: BaseException) -> None:
         """Decide what becomes of the jobs of a group that died."""
         at_fault = self._at_fault(error)
@@ -353,6 +375,8 @@ class Supervisor:
     def _at_fault(self, error: BaseException) -> RunningJob | None:
         """The job whose work ended the group: the one that was named, or the one that rendered."""
         if not isinstance(error, WorkerDiedError) or not error.by_its_work:
+            return None
+        if self._spool.complaint() is not None:  # that is no fault of a job
             return None
         if error.job is not None:
             return self._running.get(error.job)

@@ -10,19 +10,23 @@ only by what the file's first bytes say it is.
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import secrets
 import shutil
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from liveavatar.errors import JobError, UnknownJobError
+from liveavatar.errors import JobError, SpoolUnavailableError, UnknownJobError
 from liveavatar.media.upload import HEAD_BYTES, sniff
 
 _ABANDONED_S = 3600.0
 _JOB_ID = re.compile(r"[0-9a-f]{32}")
+_DISK_ERRORS = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EIO)
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,19 @@ class Spool:
                 "choose another with --data-dir"
             ) from None
 
+    def complaint(self) -> str | None:
+        """Why the data folder cannot be written now, a few words; None when it can."""
+        folders = (self.root, self._jobs, self._uploads)
+        if all(os.access(folder, os.W_OK | os.X_OK) for folder in folders):
+            return None
+        read_only = os.statvfs(self.root).f_flag & os.ST_RDONLY
+        return os.strerror(errno.EROFS if read_only else errno.EACCES).lower()
+
+    def require_writable(self) -> None:
+        """Raise SpoolUnavailableError when the data folder cannot be written now."""
+        if (cause := self.complaint()) is not None:
+            raise _unavailable(cause)
+
     def job(self, job_id: str) -> JobFolder:
         """The folder of a job, made or not; UnknownJobError when the id is none."""
         if not _JOB_ID.fullmatch(job_id):
@@ -120,15 +137,17 @@ class Spool:
         return JobFolder(self._jobs / job_id)
 
     def new_upload(self) -> Path:
-        """Make a private folder for one upload; `adopt` or `discard` it."""
+        """Make a private folder for one upload; `adopt` or `discard` it; SpoolUnavailableError."""
         folder = self._uploads / secrets.token_hex(16)
-        folder.mkdir(mode=0o700)
+        with writable():
+            folder.mkdir(mode=0o700)
         return folder
 
     def adopt(self, upload: Path, job_id: str) -> JobFolder:
-        """Make an upload's folder a job's, in one step."""
+        """Make an upload's folder a job's, in one step; SpoolUnavailableError."""
         folder = self.job(job_id)
-        upload.rename(folder.path)
+        with writable():
+            upload.rename(folder.path)
         return folder
 
     def discard(self, upload: Path) -> None:
@@ -167,6 +186,24 @@ def _changed_before(path: Path, when: float) -> bool:
     with suppress(OSError):
         return path.stat().st_mtime <= when
     return False
+
+
+@contextmanager
+def writable() -> Iterator[None]:
+    """Tell of a disk that cannot be written by SpoolUnavailableError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        raise _unavailable(str(error.strerror).lower()) from None
+
+
+def _unavailable(cause: str) -> SpoolUnavailableError:
+    return SpoolUnavailableError(
+        f"the server cannot write its files now ({cause}); nothing that was submitted before is "
+        "lost, try again later"
+    )
 
 
 def settled_name(part: str, path: Path) -> str:
