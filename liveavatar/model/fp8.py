@@ -41,10 +41,9 @@ def quantise_rows(tensor: Tensor) -> Quantised:
     Returns:
         e4m3 values of the same shape, and float32 scales (rows, 1).
     """
-    low, high = torch.aminmax(tensor, dim=-1, keepdim=True)
-    largest = torch.maximum(high, -low).float().clamp(min=_SMALLEST)
-    values = (tensor * (MAX / largest)).clamp_(-MAX, MAX).to(DTYPE)
-    return Quantised(values, largest / MAX)
+    largest = tensor.abs().amax(dim=-1, keepdim=True).float().clamp(min=_SMALLEST)
+    # The largest value becomes MAX up to float32's rounding, which e4m3 rounds away.
+    return Quantised((tensor * (MAX / largest)).to(DTYPE), largest / MAX)
 
 
 def quantise(tensor: Tensor) -> Quantised:

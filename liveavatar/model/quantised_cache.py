@@ -186,8 +186,7 @@ def round_vectors(vectors: Tensor) -> Int8:
     Even the largest value of a vector is off by half a step at most: the scale's own rounding,
     2^-9, moves it by a quarter of one.
     """
-    low, high = torch.aminmax(vectors, dim=-1, keepdim=True)
-    largest = torch.maximum(high, -low).float()
+    largest = vectors.abs().amax(dim=-1, keepdim=True).float()
     scale = (largest / LARGEST).clamp(min=_SMALLEST_SCALE).to(SCALE_DTYPE)
     # A bfloat16 scale keeps float32's range, so the division is safe.
     values = (vectors / scale.float()).round_().clamp_(-LARGEST, LARGEST).to(torch.int8)
