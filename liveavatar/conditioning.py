@@ -4,6 +4,8 @@ Everything here is computed once per job. Shapes: latents (C, F, H, W); L text t
 A speech feature width, V video frames, Y wav2vec hidden states.
 """
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,12 +49,21 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Encoders:
-    """The networks that make conditions; each may lie on a device of its own."""
+    """The networks that make conditions; each may lie on a device of its own.
+
+    Attributes:
+        text: umT5.
+        tokenizer: its tokenizer.
+        speech: wav2vec 2.0.
+        image: encoding half of the autoencoder.
+        image_turn: makes what is held while `image` is at work, which takes most memory.
+    """
 
     text: UMT5EncoderModel
     tokenizer: Tokenizer
     speech: Wav2Vec2Model
     image: Encoder
+    image_turn: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 def encode_conditions(
@@ -77,7 +88,8 @@ def encode_conditions(
     Raises:
         RequestError: the speech is shorter than one wav2vec frame.
     """
-    reference_CFHW, motion_CFHW = encode_portrait(encoders.image, portrait_HWC)
+    with encoders.image_turn():
+        reference_CFHW, motion_CFHW = encode_portrait(encoders.image, portrait_HWC)
     return Conditions(
         reference_CFHW,
         motion_CFHW,
@@ -95,8 +107,9 @@ def encode_portrait(encoder: Encoder, portrait_HWC: npt.NDArray[np.uint8]) -> tu
     """Encode a portrait, uint8 RGB, to the reference (C, 1, H, W) and the motion (C, 19, H, W)."""
     image_CHW = torch.tensor(portrait_HWC).permute(2, 0, 1).float() / 255 * 2 - 1
     # Contiguous, as they are behind a link between ranks.
-    reference_CFHW = encode_still(encoder, image_CHW, 1).contiguous()
-    return reference_CFHW, encode_still(encoder, image_CHW, MOTION_FRAMES).contiguous()
+    motion_CFHW = encode_still(encoder, image_CHW, MOTION_FRAMES).contiguous()
+    # The autoencoder is causal: the first latent has seen one frame, whatever follows.
+    return motion_CFHW[:, :1].contiguous(), motion_CFHW
 
 
 @torch.no_grad()
@@ -123,7 +136,7 @@ def encode_speech(
     Raises:
         RequestError: the speech is shorter than one frame of 25 ms.
     """
-    weights = mixing_weights_Y.float().tolist()
+    weights = mixing_weights_Y.float().to(encoder.device).unbind()
     # The waveform is not kept by a name: it is gone once the convolutions have read it.
     states = hidden_states(encoder, normalise_waveform(speech_N))
     mixed_TA: Tensor | None = None

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from liveavatar.model.upload import upload
+
 TRAIN_TIMESTEPS = 1000
 MIN_RELATIVE_DISTANCE, MAX_RELATIVE_DISTANCE = 4, 30
 _MASK = 2**64 - 1
@@ -94,11 +96,8 @@ def block_noise(
     """
     key = (_hash(seed, block_index, 0), _hash(seed, block_index, -1 & _MASK))
     generator = np.random.Generator(np.random.Philox(key=np.array(key, dtype=np.uint64)))
-    noise = torch.from_numpy(generator.standard_normal(tuple(shape), dtype=np.float32)).to(dtype)
-    if torch.device(device).type != "cuda":
-        return noise.to(device)
-    # From memory that is not pinned, the host would wait until the GPU is done with all before.
-    return noise.pin_memory().to(device, non_blocking=True)
+    noise = torch.from_numpy(generator.standard_normal(tuple(shape), dtype=np.float32))
+    return upload(noise.to(dtype), device)
 
 
 def _shift(level: float, shift: float) -> float:

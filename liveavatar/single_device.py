@@ -187,6 +187,17 @@ class VideoDecoder:
         self._skipped = 0
         return decoded
 
+    def pieces(self, latent_CFHW: Tensor) -> Iterator[Tensor]:
+        """Decode the next latents, and yield their frames as they come; see `frames`.
+
+        The first block of a video is decoded latent by latent: its first picture comes early.
+        """
+        singly = LATENT_FRAMES_PER_BLOCK if self._skipped else 0
+        for single_CFHW in latent_CFHW[:, :singly].split(1, dim=1) if singly else ():  # type: ignore[no-untyped-call]
+            yield self.frames(single_CFHW)
+        if latent_CFHW.shape[1] > singly:
+            yield self.frames(latent_CFHW[:, singly:])
+
     def frames(self, latent_CFHW: Tensor) -> Tensor:
         """Decode the next latents to the video's next frames, (T, H, W, 3) uint8 on the CPU.
 
@@ -223,7 +234,7 @@ def render(
     timeline: Timeline,
     options: RenderOptions,
 ) -> Iterator[Tensor]:
-    """Yield the video's frames as they are made, block by block.
+    """Yield the video's frames as they are made: of the first latents one by one, then of blocks.
 
     Frame i is the one made for the speech at i/25 s: the video begins with the portrait held for
     the three frames that the model does not make.
@@ -249,7 +260,7 @@ def render(
     if options.points is not None:
         options.points.restore_decoder(decoder)
     for latent_CFHW in latents:
-        yield decoder.frames(latent_CFHW)
+        yield from decoder.pieces(latent_CFHW)
 
 
 def _joined(latents: Iterable[Tensor], num_blocks: int) -> Iterator[Tensor]:

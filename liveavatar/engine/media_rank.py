@@ -1,16 +1,17 @@
 """The media rank: conditions out to the stages, latents in, frames to the growing file.
 
-Several things go on at once. The next job is prepared in a thread while this one renders; the main
-thread receives finished latents, decodes them and paces the speech; frames are encoded and written
-in a thread per file; the links have threads of their own. Speech of a block is sent when an earlier
-block is finished, so that what waits at the stages does not grow with the video.
+Several things go on at once. The next job is prepared in a thread while this one renders, its
+portrait in turns with the decoding of this one's blocks; the main thread receives finished latents,
+decodes them and paces the speech; frames are encoded and written in a thread per file; the links
+have threads of their own. Speech of a block is sent when an earlier block is finished, so that what
+waits at the stages does not grow with the video.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from liveavatar.conditioning import Conditions, Encoders
 from liveavatar.config import FRAMES_PER_BLOCK
+from liveavatar.engine.autoencoder_turn import AutoencoderTurn
 from liveavatar.engine.live_video import LiveVideo
 from liveavatar.engine.messages import Progress, Refused, RenderJob
 from liveavatar.engine.preparation import Preparation, Prepared
@@ -121,6 +123,7 @@ class MediaRank:
         self._links = links
         self._plan = plan
         self._activity = activity
+        self._turn = AutoencoderTurn(networks.decoder.conv2.weight.device)
         self._report: Callable[[object], None] = lambda _: None
         self._open: dict[int, _OpenJob] = {}
         self._closing: list[LiveVideo] = []
@@ -138,7 +141,8 @@ class MediaRank:
             DeadlineError: a stage took nothing in time.
         """
         self._report = report
-        jobs.start(self.networks.encoders, self.networks.embedder)
+        encoders = replace(self.networks.encoders, image_turn=self._turn.taken)
+        jobs.start(encoders, self.networks.embedder)
         more = True
         while more or self._open or self._closing:
             if more and len(self._open) < self._plan.jobs_at_once:
@@ -194,7 +198,7 @@ class MediaRank:
         opened = _OpenJob(job, conditions, decoder, video, points, first_block, first_latent)
         self._open[job.number] = opened
         self._send_opening(opened)
-        with self._activity.computing(f"job {job.number} beginning"):
+        with self._turn.taken(), self._activity.computing(f"job {job.number} beginning"):
             decoder.begin()  # while the stages work on the first block
 
     def _send_opening(self, opened: _OpenJob) -> None:
@@ -271,11 +275,16 @@ class MediaRank:
         """Decode what waits and hand the frames over."""
         if not opened.waiting:
             return
-        with self._activity.computing(f"job {opened.job.number} block {opened.blocks_done - 1}"):
-            frames_THWC = opened.decoder.frames(torch.cat(opened.waiting, dim=1))
+        pieces = opened.decoder.pieces(torch.cat(opened.waiting, dim=1))
         opened.waiting = []
-        if len(frames_THWC):
-            opened.video.append(frames_THWC.numpy(), self._plan.timeout_s)
+        while True:
+            doing = f"job {opened.job.number} block {opened.blocks_done - 1}"
+            with self._turn.taken(), self._activity.computing(doing):
+                frames_THWC = next(pieces, None)
+            if frames_THWC is None:
+                break
+            if len(frames_THWC):
+                opened.video.append(frames_THWC.numpy(), self._plan.timeout_s)
         self._keep_point(opened)
 
     def _keep_point(self, opened: _OpenJob) -> None:

@@ -37,7 +37,8 @@ class Prepared:
 class Preparation:
     """Takes jobs at any time; encodes them in a thread of its own once there are networks.
 
-    On a GPU the thread has a stream of its own, so that decoding goes on beside it.
+    On a GPU the thread has a stream of its own, so that decoding goes on beside it; the portrait
+    has another where its encoder says so.
 
     Args:
         report: tells the owner.

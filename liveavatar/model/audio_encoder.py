@@ -23,6 +23,7 @@ from transformers import Wav2Vec2Config, Wav2Vec2Model
 from liveavatar.errors import CheckpointError, RequestError
 from liveavatar.model.checkpoint_files import TensorFiles, load_into, open_tensor_files
 from liveavatar.model.damage import read_json_table
+from liveavatar.model.upload import upload
 
 SAMPLE_RATE_HZ = 16_000
 STATE_RATE_HZ = 50
@@ -226,11 +227,11 @@ def resample_to_30hz(states_TD: Tensor) -> Tensor:
     step = torch.tensor((num_in - 1) / max(num_out - 1, 1), dtype=torch.float32)
     position = torch.arange(num_out, dtype=torch.float32) * step
     before = position.long().clamp(max=num_in - 1)
-    share = (position - before).unsqueeze(-1).to(states_TD.device)
+    share = upload((position - before).unsqueeze(-1), states_TD.device)
     after = (before + 1).clamp(max=num_in - 1)
     wide = torch.promote_types(states_TD.dtype, torch.float32)
-    left = states_TD.index_select(-2, before.to(states_TD.device)).to(wide)
-    right = states_TD.index_select(-2, after.to(states_TD.device)).to(wide)
+    left = states_TD.index_select(-2, upload(before, states_TD.device)).to(wide)
+    right = states_TD.index_select(-2, upload(after, states_TD.device)).to(wide)
     return torch.lerp(left, right, share.to(wide)).to(states_TD.dtype)
 
 
@@ -261,8 +262,8 @@ def features_per_video_frame(states30_TD: Tensor, num_video_frames: int) -> Tens
     Returns:
         (..., num_video_frames, D), same dtype and device; zeros for frames past the speech.
     """
-    rows = video_frame_rows(num_video_frames, states30_TD.device)
-    rows = rows[rows < states30_TD.shape[-2]]
+    rows = video_frame_rows(num_video_frames)
+    rows = upload(rows[rows < states30_TD.shape[-2]], states30_TD.device)
     shape = (*states30_TD.shape[:-2], num_video_frames, states30_TD.shape[-1])
     features = states30_TD.new_zeros(shape)
     features[..., : rows.shape[0], :] = states30_TD.index_select(-2, rows)
@@ -274,7 +275,8 @@ def _front_end(model: Wav2Vec2Model, waveform_N: Tensor, chunk_seconds: float) -
     """Return projected features_TD of a whole waveform, computed chunk by chunk."""
     projected = []
     for samples_N in _chunks(model.config, waveform_N, chunk_seconds):
-        features_BDT = model.feature_extractor(samples_N[None].to(model.device, model.dtype))
+        samples_BN = upload(samples_N[None].to(model.dtype), model.device)
+        features_BDT = model.feature_extractor(samples_BN)
         projected.append(model.feature_projection(features_BDT.transpose(1, 2))[0][0])
     return torch.cat(projected)
 

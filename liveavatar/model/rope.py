@@ -17,6 +17,7 @@ from torch import Tensor
 
 from liveavatar.model.fp8_attention import rounded_to
 from liveavatar.model.fusing import fused
+from liveavatar.model.upload import upload
 
 THETA = 10000.0
 PREFILL_REFERENCE_FRAME = 30
@@ -126,7 +127,7 @@ def rotation_at(
         angles.append((np.outer(values, frequency), index.reshape(-1)))
     cos = np.concatenate([_rounded(np.cos(angle))[index] for angle, index in angles], axis=1)
     sin = np.concatenate([_rounded(np.sin(angle))[index] for angle, index in angles], axis=1)
-    return Rotation(_moved(cos, device), _moved(sin, device))
+    return Rotation(*(upload(torch.from_numpy(table), device).float() for table in (cos, sin)))
 
 
 def rotate(heads_LNH: Tensor, rotation: Rotation) -> Tensor:
@@ -151,14 +152,6 @@ def rotate(heads_LNH: Tensor, rotation: Rotation) -> Tensor:
 def rotate_into(out_LNH: Tensor, heads_LNH: Tensor, rotation: Rotation) -> None:
     """Write `rotate(heads_LNH, rotation)` to `out_LNH`, memory of its own."""
     out_LNH.copy_(rounded_to(rotate(heads_LNH, rotation), out_LNH.dtype))
-
-
-def _moved(table: np.ndarray, device: torch.device | str) -> Tensor:
-    """Copy a table to `device` as float32; the host does not wait for a GPU to be done."""
-    host = torch.from_numpy(table)
-    if torch.device(device).type != "cuda":
-        return host.to(device).float()
-    return host.pin_memory().to(device, non_blocking=True).float()
 
 
 def _rounded(values: np.ndarray) -> np.ndarray:

@@ -21,6 +21,7 @@ from transformers import UMT5Config, UMT5EncoderModel
 from liveavatar.errors import CheckpointError
 from liveavatar.model.checkpoint_files import TensorFiles, load_into, open_tensor_files
 from liveavatar.model.damage import first_bytes
+from liveavatar.model.upload import upload
 
 PAD_TOKEN_ID = 0
 END_TOKEN_ID = 1
@@ -212,7 +213,7 @@ def encode_ids(encoder: UMT5EncoderModel, ids: list[int]) -> Tensor:
             f"the tokenizer gave token id {max(ids)} but the text encoder has "
             f"{embedding.shape[0]} tokens: tokenizer.json and the encoder do not belong together"
         )
-    ids_BL = torch.tensor([ids], device=embedding.device)
+    ids_BL = upload(torch.tensor([ids]), embedding.device)
     return encoder(input_ids=ids_BL).last_hidden_state[0]
 
 

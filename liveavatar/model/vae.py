@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from liveavatar.errors import CheckpointError, ConfigError
+from liveavatar.model.upload import upload
 from liveavatar.model.vae_layers import (
     CausalConv3d,
     Downsample,
@@ -354,7 +355,8 @@ def encode(encoder: Encoder, video_CTHW: Tensor) -> Tensor:
 
 def _like_parameters(frames_TCHW: Tensor, encoder: Encoder) -> Tensor:
     weight = encoder.conv1.weight
-    return frames_TCHW.to(weight.device, weight.dtype).contiguous(memory_format=torch.channels_last)
+    frames_TCHW = frames_TCHW.to(weight.dtype).contiguous(memory_format=torch.channels_last)
+    return upload(frames_TCHW, weight.device)
 
 
 @torch.no_grad()
@@ -406,7 +408,15 @@ def encode_still(encoder: Encoder, image_CHW: Tensor, num_frames: int) -> Tensor
 
 
 def _repeat_last(frames_TCHW: Tensor, num_frames: int) -> Tensor:
-    num_missing = num_frames - frames_TCHW.shape[0]
-    if num_missing <= 0:
+    num_given = frames_TCHW.shape[0]
+    if num_given >= num_frames:
         return frames_TCHW
-    return torch.cat([frames_TCHW, frames_TCHW[-1:].expand(num_missing, -1, -1, -1)])
+    repeated_TCHW = torch.empty(
+        (num_frames, *frames_TCHW.shape[1:]),
+        dtype=frames_TCHW.dtype,
+        device=frames_TCHW.device,
+        memory_format=torch.channels_last,
+    )
+    repeated_TCHW[:num_given] = frames_TCHW
+    repeated_TCHW[num_given:] = frames_TCHW[-1:]
+    return repeated_TCHW

@@ -1,7 +1,7 @@
 """What each rank of a worker group will hold, before anything is allocated, and whether it fits.
 
-Arithmetic over shapes. Weights, caches and decoder state are exact; activations are estimates that
-are not yet verified on a GPU, and the CUDA context is an assumption.
+Arithmetic over shapes. Weights, caches and decoder state are exact; activations are estimates, and
+the CUDA context is an assumption. `docs/benchmarks.md` compares them with a GPU.
 """
 
 from collections.abc import Iterator, Sequence
@@ -320,12 +320,13 @@ def _media_memory(question: _Question, precision: Precision, num_jobs: int) -> R
     network, size_hw, value = question.network, question.size_hw, precision.value_bytes
     latent_frames = media.decoded_latent_frames(question.sampling)
     seconds = media.speech_seconds(question.sampling)
-    # The next job is encoded while this one is decoded.
+    # The next job is encoded while this one is decoded, its portrait in turns with that.
     encoding = max(
-        media.encode_peak(network.vae, size_hw, value),
         media.text_peak(network.text, network.transformer.text_len, value),
         media.speech_peak(network.speech, seconds, value),
     )
+    decoding = media.decode_peak(network.vae, size_hw, latent_frames, value)
+    activations = max(media.encode_peak(network.vae, size_hw, value), decoding + encoding)
     encoders = (
         media.text_encoder_weights(network.text, value)
         + media.speech_encoder_weights(network.speech, value)
@@ -334,7 +335,7 @@ def _media_memory(question: _Question, precision: Precision, num_jobs: int) -> R
     embedder = stage.condition_embedder_weights(network.transformer, precision)
     return RankMemory(
         weights=embedder + media.decoder_weights(network.vae, value),
-        activations=encoding + media.decode_peak(network.vae, size_hw, latent_frames, value),
+        activations=activations,
         vae_state=num_jobs * media.decoder_state(network.vae, size_hw, value),
         encoders=encoders,
         context=_process_bytes(question.machine),

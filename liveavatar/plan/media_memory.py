@@ -2,8 +2,7 @@
 
 Weights and decoder state are exact. Peaks count the tensors alive at once in the eager code of
 `model/vae_layers.py` on a GPU (checked against the tensors of a run), and roughly for the text and
-speech encoders. None of them is verified on a GPU yet, where a convolution may take a workspace
-besides.
+speech encoders. On a GPU a convolution may take a workspace besides; `docs/benchmarks.md` compares.
 """
 
 import math

@@ -2,7 +2,7 @@
 
 Weights and caches are exact. Activations count the tensors that are alive at once in the eager
 code of `model/transformer.py`, as it stands; they are checked against the tensors of a run on the
-CPU and not yet verified on a GPU, where kernels may take workspaces of their own.
+CPU. On a GPU kernels may take workspaces of their own; `docs/benchmarks.md` compares.
 """
 
 import math

@@ -270,7 +270,7 @@ def test_a_block_hears_nothing_of_the_blocks_after_it() -> None:
         assert first_difference(ours, other) == block
 
 
-def test_blocks_leave_as_they_are_made() -> None:
+def test_blocks_leave_as_they_are_made_and_the_first_latent_by_latent() -> None:
     job = tiny.job(4)
     asked_for: list[int] = []
 
@@ -280,7 +280,10 @@ def test_blocks_leave_as_they_are_made() -> None:
 
     options = RenderOptions(job.schedule, Draws(noise, job.draws.distance))
     stream = render(models(), job.conditions, PORTRAIT, job.timeline, options)
-    for block in range(4):
+    for _ in range(3):
+        assert len(next(stream)) == FRAMES_PER_BLOCK // 3
+        assert asked_for == [0]
+    for block in range(1, 4):
         assert len(next(stream)) == FRAMES_PER_BLOCK
         assert asked_for == list(range(block + 1))
 
@@ -445,7 +448,7 @@ def test_two_videos_decoded_in_turns_are_the_two_alone() -> None:
     parts: list[list[Tensor]] = [[], []]
     for pair in zip(*(tiny.latents(job) for job in jobs), strict=True):
         for decoder, latent, own in zip(decoders, pair, parts, strict=True):
-            own.append(decoder.frames(latent))
+            own.extend(decoder.pieces(latent))
     assert all(torch.equal(torch.cat(own), one) for own, one in zip(parts, expected, strict=True))
 
 
