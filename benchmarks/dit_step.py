@@ -29,6 +29,7 @@ from torch import Tensor
 
 from benchmarks.ceilings import Ceilings, measure_ceilings
 from benchmarks.environment import describe_environment
+from benchmarks.group_run import first_layers
 from benchmarks.kernel_times import kernel_times
 from liveavatar.config import SamplingConfig, TransformerConfig
 from liveavatar.errors import LiveAvatarError
@@ -316,8 +317,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Measure every precision at every size; weights are made once per precision."""
     config = SHAPES[options.shape]
     if options.layers is not None:
-        kept = tuple(i for i in config.audio_inject_layers if i < options.layers)
-        config = replace(config, num_layers=options.layers, audio_inject_layers=kept)
+        config = first_layers(config, options.layers)
     sampling = SamplingConfig(num_steps=options.sample_steps, infer_frames=options.infer_frames)
     device = torch.device(options.device)
     sizes = [parse_size(size) for size in options.size.split(",")]

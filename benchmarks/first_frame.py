@@ -63,7 +63,9 @@ def measure(setup: Setup, repeats: int) -> dict[str, Any]:
     ]
     medians = [round(statistics.median(values), 3) for values in zip(*taken, strict=True)]
     slowest = round(max(job.first_frame_s for job in jobs), 3)
-    return report | dict(zip(PARTS, medians, strict=True)) | {"slowest_s": slowest}
+    each = [dict(zip(PARTS, (round(part, 3) for part in parts), strict=True)) for parts in taken]
+    report |= dict(zip(PARTS, medians, strict=True))
+    return report | {"slowest_s": slowest, "jobs": each}
 
 
 def text(report: dict[str, Any]) -> str:

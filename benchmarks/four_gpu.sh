@@ -18,7 +18,7 @@ GPUS="${GPUS:-4}"
 TOTAL_S="${TOTAL_S:-530}"
 SECTION_S="${SECTION_S:-110}"
 SECTIONS="${SECTIONS:-all}"
-WEIGHTS=14b
+WEIGHTS="${WEIGHTS:-14b}"
 case "$GPUS" in
     4) DEVICES="${DEVICES:-cuda:0,cuda:1,cuda:2,cuda:3}" ;;
     2) DEVICES="${DEVICES:-cuda:0,cuda:1,cuda:1}" MEMORY_GIB="${MEMORY_GIB:-70}" ;;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 import wave
 from collections.abc import Callable, Sequence
@@ -125,6 +126,12 @@ class Setup:
         return replace(spec, devices=self.devices, transport=self.transport)
 
 
+def first_layers(config: TransformerConfig, count: int) -> TransformerConfig:
+    """The shape of a transformer that ends with its layer `count` - 1."""
+    kept = tuple(layer for layer in config.audio_inject_layers if layer < count)
+    return replace(config, num_layers=count, audio_inject_layers=kept)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of a `Setup` but for the size."""
     add = parser.add_argument
@@ -133,6 +140,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     weights.add_argument("--random", choices=sorted(RANDOM), default="tiny", help="random weights")
     add("--devices", default="cpu,cpu,cpu", help='of each rank, the media rank last: "cuda:0,..."')
     add("--memory_gib", type=float, default=22.15, help="that a rank may take of its GPU")
+    add("--layers", type=int, help="of random weights, only so many; all by default")
     add("--fsdp", action="store_true", help="shard weights and tokens in place of stages")
     add("--transport", choices=get_args(Transport), default="auto", help="between stages")
     add("--precision", help='such as "fp8+8-bit"; what the plan chooses by default')
@@ -148,6 +156,8 @@ def read_setup(options: argparse.Namespace, size: str) -> Setup:
     if len(devices) < 2:
         raise ConfigError("devices: expected one per stage and one for the media rank")
     network = RANDOM[options.random] if options.ckpt_dir is None else read_network(options.ckpt_dir)
+    if options.layers is not None and options.ckpt_dir is None:
+        network = replace(network, transformer=first_layers(network.transformer, options.layers))
     wanted = parse_size(size)
     on_gpu = devices[0] != "cpu"
     options.out.mkdir(parents=True, exist_ok=True)
@@ -289,11 +299,23 @@ def _listen(
         event = group.next_event(0.2)
         if event is not None:
             said.append(Said(time.monotonic() - started, event))
+            _tell(said[-1])
 
 
 def _shows_frames(said: Sequence[Said], number: int) -> bool:
     event = said[-1].event
     return isinstance(event, Progress) and event.number == number and event.frames > 0
+
+
+def _tell(said: Said) -> None:
+    """Say on the error stream how a run goes on, so that one that is cut short is understood."""
+    event, words = said.event, ""
+    if isinstance(event, Ready):
+        words = f"rank {event.rank} is ready, its weights were after {event.load_s:.1f} s"
+    elif isinstance(event, Progress):
+        words = f"job {event.number} is {event.stage}, {event.frames} frames"
+    if words:
+        sys.stderr.write(f"{said.at_s:8.2f} s: {words}\n")
 
 
 @dataclass(frozen=True)
