@@ -22,6 +22,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
+from liveavatar.engine.disk_guard import DiskGuard
 from liveavatar.engine.group import Group
 from liveavatar.engine.group_state import GroupState
 from liveavatar.engine.identity import Identity, alone_with, hold_folder
@@ -87,6 +88,7 @@ class Supervisor:
         self._make_group = make_group
         self._settings = settings
         self._ladder = ladder or Ladder()
+        self._disk = DiskGuard(spool)
         self._memory = MemoryGuard(settings.memory_threshold_bytes)
         self._draining = threading.Event()
         self._stopping = threading.Event()
@@ -208,8 +210,10 @@ class Supervisor:
         self._due["claim"] = 0.0
 
     def _wants_another(self) -> bool:
-        """Whether the group soon has nothing to render."""
+        """Whether the group soon has nothing to render, and memory for another job till then."""
         at_hand = self._running.values()
+        if at_hand and self._memory.complaint is not None:
+            return False
         left_s = sum(running.left_s for running in at_hand)
         return (
             len(at_hand) < self._settings.jobs_at_once and left_s <= self._settings.prepare_ahead_s
@@ -217,22 +221,8 @@ class Supervisor:
 
     def _has_room(self) -> bool:
         """Whether a job may begin: what runs may need the rest of the disk."""
-        shortage = self._shortage()
-        if shortage and shortage != self.state.message:
-            logger.error(shortage)
-        elif self.state.message and not shortage:
-            logger.info("the data folder can be written again")
-        self.state.message = shortage
-        return not shortage
-
-    def _shortage(self) -> str:
-        """What is wrong with the disk, one line; empty when nothing is."""
-        if (cause := self._spool.complaint()) is not None:
-            return f"the data folder cannot be written: {cause}; videos wait until it can"
-        free = shutil.disk_usage(self._spool.root).free
-        if free < self._settings.free_disk_bytes:
-            return f"the disk has {free // 2**20} MB left; videos wait until there is room"
-        return ""
+        self.state.message = self._disk.complaint(self._settings.free_disk_bytes)
+        return not self.state.message
 
     def _spare_memory(self, running: RunningJob) -> None:
         """Make a video that has not begun smaller: under a ceiling, or while memory is short."""

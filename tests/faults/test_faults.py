@@ -40,6 +40,12 @@ def start_server(installation: Installation) -> None:
     installation.start(ready=False)
 
 
+def pause_server(installation: Installation) -> None:
+    os.kill(installation.pid, signal.SIGSTOP)
+    time.sleep(5)
+    os.kill(installation.pid, signal.SIGCONT)
+
+
 @pytest.mark.parametrize("rank", [0, pytest.param(1, marks=long_faults)], ids=["stage", "media"])
 def test_a_rank_is_killed_while_it_renders(
     installation: Installation, record_property: Note, rank: int
@@ -84,32 +90,34 @@ def test_a_rank_is_stopped_while_it_renders(
 def test_the_server_is_stopped_for_a_while(
     installation: Installation, record_property: Note
 ) -> None:
-    def hurt() -> None:
-        os.kill(installation.pid, signal.SIGSTOP)
-        time.sleep(5)
-        os.kill(installation.pid, signal.SIGCONT)
-
-    record(record_property, installation.survive("SIGSTOP of the server for 5 s", hurt))
+    outcome = installation.survive(
+        "SIGSTOP of the server for 5 s", lambda: pause_server(installation)
+    )
+    record(record_property, outcome)
 
 
 @long_faults
 @pytest.mark.parametrize("victim", ["rank 0", "rank 1", "server"])
 @pytest.mark.parametrize("state", ["idle", "preparing", "finishing", "starting"])
-def test_something_is_killed_in_another_state(
-    installation: Installation, record_property: Note, victim: str, state: str
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+def test_something_is_hurt_in_another_state(
+    installation: Installation, record_property: Note, victim: str, state: str, number: int
 ) -> None:
     whole = installation.undisturbed
     installation.wait(installation.is_ready, "the group is ready", END_S)
 
-    def hurt() -> None:
-        if victim == "server":
+    def hurt(number: int = number) -> None:
+        if victim != "server":
+            kill_rank(installation, int(victim[-1]), number)
+        elif number == signal.SIGKILL:
             kill_server(installation)
             start_server(installation)
         else:
-            kill_rank(installation, int(victim[-1]))
+            pause_server(installation)
 
     if state == "starting":
-        hurt()  # and once more, while what was killed comes back
+        hurt(signal.SIGKILL)  # and once more, while what was killed comes back
+        installation.wait(lambda: not installation.is_ready(), "the group is gone", END_S)
         job_id, began = installation.submit_one(), time.monotonic()
         hurt()
     elif state == "idle":
@@ -123,7 +131,8 @@ def test_something_is_killed_in_another_state(
     job = installation.wait_for_end(job_id, END_S)
     lost = len(whole) - job["frames"]
     seconds = round(time.monotonic() - began, 1)
-    record(record_property, Outcome(f"SIGKILL of {victim}, {state}", lost == 0, seconds, 0, lost))
+    fault = f"{signal.Signals(number).name} of {victim}, {state}"
+    record(record_property, Outcome(fault, lost == 0, seconds, 0, lost))
     assert (job["state"], lost) == ("done", 0), job
 
 

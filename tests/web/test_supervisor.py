@@ -156,10 +156,15 @@ def test_while_memory_is_short_the_next_video_is_made_smaller(tmp_path: Path) ->
     )
     with supervised(installation):
         wait_until(lambda: len(document(installation).get("ranks", ())) == 4, "ranks have spoken")  # type: ignore[arg-type]
-        job = submit(installation, tier="high")
+        job, behind = (submit(installation, tier="high") for _ in range(2))
         done = wait_for(installation, job, JobState.DONE)
         assert done.spec.tier == "balanced"
         assert "memory is short" in done.spec.notes[-1].message
+        # Nothing is prepared beside it, which would take memory too.
+        next_one = wait_for(installation, behind, JobState.DONE)
+        assert next_one.started_at is not None
+        assert done.finished_at is not None
+        assert next_one.started_at >= done.finished_at
         lowest = wait_for(installation, submit(installation, tier="fast"), JobState.DONE)
         assert lowest.spec.tier == "fast"
 
