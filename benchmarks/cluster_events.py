@@ -72,7 +72,7 @@ class Outcome:
         claim_cpu_s: what the former took of a processor, whatever else the machine does.
         busy_s, away_s: over all groups.
         failures: of groups.
-        owners_had: when half of the jobs had been claimed, GPU seconds of every owner who had had
+        owners_had: when half of all GPU seconds had been spent, those of every owner who had had
             a job waiting from the beginning to then.
     """
 
@@ -111,6 +111,8 @@ class Simulation:
         self._holds: dict[int, tuple[Claim, Job, float]] = {}
         self._life = [0] * cluster.groups
         self._had: dict[str, float] = defaultdict(float)
+        asked_s = sum(self._takes_s(each.spec.tier, each.spec.total_frames) for each in arrivals)
+        self._half_s = asked_s / 2
 
     def run(self) -> Outcome:
         """Go on until every job has ended."""
@@ -166,11 +168,8 @@ class Simulation:
             record.began = self.now
         self._life[group] += 1
         self._holds[group] = (claim, job, self.now)
-        frames = job.spec.total_frames - job.frames
-        end = self.now + PAUSE_S + frames / self._cluster.fps[job.spec.tier]
-        self._at(end, "end", group * _LIVES + self._life[group])
-        if len(self.outcome.claim_s) == len(self._arrivals) // 2:
-            self.outcome.owners_had = self._had_by_owners()
+        takes_s = self._takes_s(job.spec.tier, job.spec.total_frames - job.frames)
+        self._at(self.now + takes_s, "end", group * _LIVES + self._life[group])
 
     def _end(self, group: int, life: int) -> int:
         """A job ends, unless its group failed before; how many ended."""
@@ -201,7 +200,12 @@ class Simulation:
         claim, job, began = self._holds.pop(group)
         self.outcome.busy_s += self.now - began
         self._had[job.spec.owner] += self.now - began
+        if not self.outcome.owners_had and self.outcome.busy_s >= self._half_s:
+            self.outcome.owners_had = self._had_by_owners()
         return claim, job, began
+
+    def _takes_s(self, tier: str, frames: int) -> float:
+        return PAUSE_S + frames / self._cluster.fps[tier]
 
     def _record_progress(self, claim: Claim, job: Job, frames: int) -> None:
         fps = self._cluster.fps[job.spec.tier]

@@ -59,7 +59,7 @@ def simulate(load: Load, cluster: Cluster, folder: Path) -> dict[str, Any]:
         "hours": round(ended / 3600, 2),
         "utilisation": round(outcome.busy_s / there_s, 4),
         "fairness": round(jain(outcome.owners_had), 4) if outcome.owners_had else None,
-        "owners_compared": len(outcome.owners_had),
+        "owners_compared": summary(outcome.owners_had),
         "wait_s": waits(outcome),
         "claim_ms": summary([1e3 * each for each in outcome.claim_s], 3),
         "claim_cpu_ms": summary([1e3 * each for each in outcome.claim_cpu_s], 3),
@@ -91,10 +91,10 @@ def jain(shares: Sequence[float]) -> float:
 
 
 def summary(values: Sequence[float], digits: int = 1) -> dict[str, float]:
-    """How many, median, 95th and 99th percentile."""
+    """How many, median and other percentiles."""
     ordered = sorted(values)
     found: dict[str, float] = {"count": len(ordered)}
-    for part in (50, 95, 99) if ordered else ():
+    for part in (5, 50, 95, 99) if ordered else ():
         found[f"p{part}"] = round(ordered[(len(ordered) - 1) * part // 100], digits)
     return found
 
@@ -107,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--groups", type=int, default=100)
-    parser.add_argument("--small", type=float, default=0.2, help="share of groups for fast only")
+    parser.add_argument("--small", type=float, default=0.1, help="share of groups for fast only")
     parser.add_argument("--jobs", type=int, default=20_000)
     parser.add_argument("--waiting", type=int, default=0, help="of them, from the beginning")
     parser.add_argument("--owners", type=int, default=2000)
