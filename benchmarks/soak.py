@@ -1,7 +1,7 @@
 """Does a long video use more memory than a short one?
 
     python -m benchmarks.soak [--clips 10,100] [--size 64*64] [--json]
-    python -m benchmarks.soak --jobs 200 --minutes 30 [--json]
+    python -m benchmarks.soak --jobs 200 --minutes 30 [--test-picture] [--json]
 
 The command line makes one video per number of clips, each in a process of its own, from repeated
 example speech and the tiny random checkpoint (or --ckpt_dir). The resident memory of the process is
@@ -132,12 +132,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--ckpt_dir", type=Path, help="a tiny random checkpoint by default")
     parser.add_argument("--jobs", type=int, help="soak the application with so many short jobs")
     parser.add_argument("--minutes", type=float, default=30.0, help="over how long")
+    parser.add_argument("--test-picture", action="store_true", help="with --jobs: draw, no model")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if options.jobs:
-            return _report_jobs(measure_jobs(folder, options.jobs, options.minutes))
+            model = ["--test-picture"] if options.test_picture else ["--model", "demo"]
+            return _report_jobs(measure_jobs(folder, options.jobs, options.minutes, model))
         checkpoint = options.ckpt_dir or folder / "checkpoint"
         if options.ckpt_dir is None:
             write_checkpoint(checkpoint)

@@ -2,7 +2,9 @@
 
 `python -m benchmarks.soak --jobs 200 --minutes 30` runs this: the application with the demo model
 gets short jobs one after another, some are cancelled at random moments, and now and then a rank or
-the whole server is killed and started again.
+the whole server is killed and started again. With `--test-picture` the group draws instead of
+rendering: there are no ranks to kill, and a video takes a second, so that what stays of each shows
+soon.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import signal
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -150,9 +152,16 @@ class Soak:
         self._app.start()
 
 
-def measure(folder: Path, num_jobs: int, minutes: float) -> dict[str, Any]:
-    """Run a soak in a folder of its own; returns what happened and what is wrong."""
-    with Application(folder, CONFIG, ("--model", "demo")) as app:
+def measure(folder: Path, num_jobs: int, minutes: float, model: Sequence[str]) -> dict[str, Any]:
+    """Run a soak in a folder of its own; returns what happened and what is wrong.
+
+    Args:
+        folder: empty.
+        num_jobs: how many jobs.
+        minutes: over how long they are spread.
+        model: options of the application that choose it.
+    """
+    with Application(folder, CONFIG, tuple(model)) as app:
         soak = Soak(app, num_jobs, minutes)
         soak.run()
         tally, missing = soak.tally, num_jobs - sum(soak.tally.states.values())

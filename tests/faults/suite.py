@@ -23,6 +23,8 @@ from tests.unit.mp4_material import decode_video
 CONFIG = """
 [limits]
 jobs_per_owner = 20
+requests_per_second = 100000
+requests_in_all = 100000
 
 [tiers.fast]
 size = "64*64"
