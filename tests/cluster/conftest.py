@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from benchmarks.simulated_cluster import Machines
 from liveavatar.cluster.pool import Pool
-from tests.cluster.machines import Machines
 
 
 @pytest.fixture(scope="session")

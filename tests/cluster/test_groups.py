@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from benchmarks.application import Application
+from benchmarks.simulated_cluster import WAIT_S, Machines, site, wait
 from liveavatar.cluster.__main__ import main as command
 from liveavatar.cluster.pool import Pool
 from liveavatar.jobs.job import JobState
 from liveavatar.media.live_file import complete_length
-from tests.cluster.machines import WAIT_S, Machines, site, wait
 from tests.faults.suite import pictures
 from tests.unit.mp4_material import decode_video
 

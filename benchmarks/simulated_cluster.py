@@ -1,4 +1,8 @@
-"""A Ray cluster of simulated machines on this one, and jobs for the groups on them."""
+"""A Ray cluster of simulated machines on this one, and jobs for the groups on them.
+
+The tests and the benchmark of the cluster use it: raylets and groups are real, the machines share
+one host.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +18,23 @@ import ray
 import sqlalchemy as sa
 from ray.cluster_utils import Cluster
 
+from benchmarks.application import PORTRAIT, PROMPT, SPEECH
 from liveavatar.cluster.order import Order, Share
 from liveavatar.cluster.pool import Pool
 from liveavatar.config import SamplingConfig
 from liveavatar.engine.supervisor_settings import SupervisorSettings
-from liveavatar.jobs.job import Job, JobState
+from liveavatar.errors import DeadlineError
+from liveavatar.jobs.job import Job, JobSpec, JobState
+from liveavatar.jobs.queue_limits import QueueLimits
 from liveavatar.jobs.spool import JobFolder, Spool
 from liveavatar.jobs.store import JobStore, sqlite_url
 from liveavatar.jobs.tables import JOBS
 from liveavatar.plan.tiers import Tier
 from liveavatar.request import SizeOption
-from tests.unit.job_material import LIMITS, spec
 
-ROOT = Path(__file__).resolve().parents[2]
-PORTRAIT, SPEECH = ROOT / "examples" / "maya.png", ROOT / "examples" / "maya.wav"
-WAIT_S = 90.0
+WAIT_S = 120.0
 
+_LIMITS = QueueLimits(per_owner=1000, in_all=1000)
 _STORE_BYTES = 80 * 2**20
 # A machine that is gone is noticed within seconds instead of half a minute.
 _HEALTH = {
@@ -78,15 +84,25 @@ class Site:
         self.spool, self.store = Spool(order.data_dir), JobStore(order.database)
 
     def submit(self, frames: int = 24, **changed: Any) -> Job:
-        """Queue a video of the example."""
+        """Queue a video of the example, 64 x 64 pixels; `changed` replaces what its spec says."""
         upload = self.spool.new_upload()
         shutil.copyfile(PORTRAIT, upload / "portrait.png")
         shutil.copyfile(SPEECH, upload / "speech.wav")
         sampling = SamplingConfig(num_clip=-(-frames // 24), infer_frames=24, num_steps=2, seed=7)
-        wanted = spec(sampling=sampling, total_frames=frames, **changed)
-        job_id = upload.name
-        self.spool.adopt(upload, job_id)
-        return self.store.submit(wanted, LIMITS, job_id)
+        wanted = JobSpec(
+            owner="ann",
+            title="Maya",
+            prompt=PROMPT,
+            tier="fast",
+            width=64,
+            height=64,
+            sampling=sampling,
+            total_frames=frames,
+            portrait_name="portrait.png",
+            speech_name="speech.wav",
+        )
+        self.spool.adopt(upload, upload.name)
+        return self.store.submit(replace(wanted, **changed), _LIMITS, upload.name)
 
     def folder_of(self, job: Job) -> JobFolder:
         """Where a job's files lie."""
@@ -96,11 +112,12 @@ class Site:
         """A job as it is now."""
         return self.store.get(job.id)
 
-    def wait_done(self, *jobs: Job) -> list[Job]:
-        """Wait until jobs are done, and return them; fails when one ends otherwise."""
-        wait(lambda: all(self.now(job).state.has_ended for job in jobs), "jobs end")
+    def wait_done(self, *jobs: Job, timeout_s: float = WAIT_S) -> list[Job]:
+        """Wait until jobs are done and return them; RuntimeError when one ends otherwise."""
+        wait(lambda: all(self.now(job).state.has_ended for job in jobs), "jobs end", timeout_s)
         found = [self.now(job) for job in jobs]
-        assert {job.state for job in found} == {JobState.DONE}, found
+        if any(job.state is not JobState.DONE for job in found):
+            raise RuntimeError(f"not all jobs are done: {found}")
         return found
 
     def makers(self) -> dict[str, str]:
@@ -147,8 +164,9 @@ def site(folder: Path, pool: Pool, model: str | None = None) -> Iterator[Site]:
 
 
 def wait(condition: Callable[[], bool], what: str, timeout_s: float = WAIT_S) -> None:
-    """Wait until something is so."""
+    """Wait until something is so; DeadlineError."""
     deadline = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < deadline, f"timed out: {what}"
+        if time.monotonic() > deadline:
+            raise DeadlineError(f"timed out: {what}")
         time.sleep(0.1)
