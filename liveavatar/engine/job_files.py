@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from liveavatar.config import FPS, SPEECH_RATE_HZ
 from liveavatar.engine.messages import RenderJob
-from liveavatar.errors import MediaError
+from liveavatar.errors import LiveAvatarError, MediaError
 from liveavatar.jobs.job import JobSpec
 from liveavatar.jobs.spool import JobFolder
 from liveavatar.media.ingest import ingest
@@ -83,6 +84,12 @@ def _own_file(folder: JobFolder, attempt: int, *, goes_on: bool) -> Path:
     except OSError as error:
         raise MediaError(f"cannot go on with the video: {error.strerror}") from error
     return own
+
+
+def show_first_frames(folder: JobFolder) -> None:
+    """Make the thumbnail while the video grows; what fails here is made of the finished one."""
+    with suppress(LiveAvatarError):
+        write_thumbnail(folder.live, folder.thumbnail)
 
 
 def finish_video(folder: JobFolder, frames: int) -> None:

@@ -22,11 +22,12 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
+from liveavatar.engine.chores import Chores
 from liveavatar.engine.disk_guard import DiskGuard
 from liveavatar.engine.group import Group
 from liveavatar.engine.group_state import GroupState
 from liveavatar.engine.identity import Identity, alone_with, hold_folder
-from liveavatar.engine.job_files import finish_video, prepare_render_job
+from liveavatar.engine.job_files import finish_video, prepare_render_job, show_first_frames
 from liveavatar.engine.ladder import Ladder
 from liveavatar.engine.ledger import Ledger
 from liveavatar.engine.memory_guard import MemoryGuard
@@ -50,7 +51,6 @@ from liveavatar.errors import (
 from liveavatar.jobs.job import JobState
 from liveavatar.jobs.spool import Spool
 from liveavatar.jobs.store import JobStore
-from liveavatar.media.thumbnail import write_thumbnail
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ class Supervisor:
         self._stopping = threading.Event()
         self._running: dict[int, RunningJob] = {}
         self._numbers = itertools.count(1)
-        self._due: dict[str, float] = {}
+        self._chores = Chores()
         self._worker = ThreadPoolExecutor(max_workers=2, thread_name_prefix="job files")
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
 
@@ -190,7 +190,7 @@ class Supervisor:
     def _claim(self) -> None:
         if self._draining.is_set() or not self._wants_another():
             return
-        if not self._is_due("claim", 0.1) or not self._has_room():
+        if not self._chores.is_due("claim", 0.1) or not self._has_room():
             return
         settings = self._settings
         claimed = self._ledger.ask(
@@ -207,7 +207,7 @@ class Supervisor:
         running.work = self._worker.submit(prepare)
         self._running[running.number] = running
         logger.info("job %s: attempt %d begins", job.id, job.attempt)
-        self._due["claim"] = 0.0
+        self._chores.hurry("claim")
 
     def _wants_another(self) -> bool:
         """Whether the group soon has nothing to render, and memory for another job till then."""
@@ -247,18 +247,13 @@ class Supervisor:
             return
         if isinstance(event, Progress):
             if event.frames and not running.frames:
-                self._worker.submit(self._make_thumbnail, running)
+                self._worker.submit(show_first_frames, self._spool.job(running.job.id))
             running.note_progress(event.frames, event.stage)
         elif isinstance(event, Refused):
             self._fail(running, event.reason)
         elif isinstance(event, Finished):
             running.note_progress(event.frames, "finishing")
             running.phase, running.cut_short = "rendered", event.cancelled
-
-    def _make_thumbnail(self, running: RunningJob) -> None:
-        folder = self._spool.job(running.job.id)
-        with suppress(LiveAvatarError):  # the finished file is asked again
-            write_thumbnail(folder.live, folder.thumbnail)
 
     def _pass_on(self, group: Group) -> None:
         """Hand over what other threads have done."""
@@ -307,17 +302,17 @@ class Supervisor:
         group.submit(job)
 
     def _keep_house(self, group: Group) -> None:
-        if self._running and self._is_due("progress", self._settings.progress_s):
+        if self._running and self._chores.is_due("progress", self._settings.progress_s):
             self._record_progress(group)
-        if self._running and self._is_due("cancel", 0.2):
+        if self._running and self._chores.is_due("cancel", 0.2):
             self._pass_on_cancels(group)
-        if self._is_due("renew", self._settings.lease_s / 4):
+        if self._chores.is_due("renew", self._settings.lease_s / 4):
             for running in list(self._running.values()):
                 with self._unless_lost(running, group):
                     self._store.renew(running.claim, self._settings.lease_s)
             with suppress(StoreUnavailableError):
                 self._store.requeue_expired("the lease of its worker ran out")
-        if self._is_due("status", self._settings.status_s):
+        if self._chores.is_due("status", self._settings.status_s):
             self._ledger.do(self._ledger.nothing)
             self._has_room()
             self._publish()
@@ -419,7 +414,7 @@ class Supervisor:
         self._publish()
         deadline = time.monotonic() + wait_s
         while time.monotonic() < deadline and not self._draining.wait(0.1):
-            if self._is_due("status", settings.status_s):
+            if self._chores.is_due("status", settings.status_s):
                 self._publish()
 
     def _say(self, word: str) -> None:
@@ -436,13 +431,6 @@ class Supervisor:
             "ability": self._settings.ability.document(),
         }
         self._ledger.ask(lambda: self._store.write_worker(self.name, document))
-
-    def _is_due(self, chore: str, every_s: float) -> bool:
-        now = time.monotonic()
-        if now < self._due.get(chore, 0.0):
-            return False
-        self._due[chore] = now + every_s
-        return True
 
     @contextmanager
     def _unless_lost(self, running: RunningJob, group: Group) -> Iterator[None]:
