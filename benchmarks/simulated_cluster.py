@@ -143,10 +143,12 @@ class Site:
 
 
 @contextmanager
-def site(folder: Path, pool: Pool, model: str | None = None) -> Iterator[Site]:
-    """An installation whose groups end with the context."""
+def site(
+    folder: Path, pool: Pool, model: str | None = None, database: str | None = None
+) -> Iterator[Site]:
+    """An installation whose groups end with the context; by default with SQLite in its folder."""
     order = Order(
-        database=sqlite_url(folder / "jobs.db"),
+        database=database or sqlite_url(folder / "jobs.db"),
         data_dir=folder,
         model=model,
         adapter=None,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -32,6 +33,7 @@ from liveavatar.cluster.placements import (
 from liveavatar.errors import ConfigError, DeadlineError
 
 _ANSWER_S = 10.0
+_CONNECT_S = 5.0
 _LOOK_EVERY_S = 0.2
 
 
@@ -72,13 +74,15 @@ class Pool:
             return
         options = {"include_dashboard": False} if address is None else {}
         try:
+            _require_listener(address)
             ray.init(
                 address=address or "local",
                 namespace=NAMESPACE,
                 logging_level=logging.WARNING,
+                log_to_driver=address is None,
                 **options,
             )
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise ConfigError(
                 f"ray_address: no Ray cluster of this version answers at {address or 'local'!r}: "
                 f"{_one_line(error)}"
@@ -220,6 +224,13 @@ class Pool:
             if time.monotonic() > deadline:
                 raise DeadlineError(f"{otherwise} after {timeout_s:.0f} s")
             time.sleep(_LOOK_EVERY_S)
+
+
+def _require_listener(address: str | None) -> None:
+    """Raise OSError when nothing listens at HOST:PORT, which Ray would try for minutes."""
+    host, colon, port = (address or "").rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S).close()
 
 
 def _one_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""One simulated cluster for all tests of this folder: its processes take seconds to start."""
+"""One simulated cluster for all tests of a file: its processes take seconds to start."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.simulated_cluster import Machines
 from liveavatar.cluster.pool import Pool
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def machines() -> Iterator[Machines]:
     made = Machines()
     try:
@@ -19,7 +19,7 @@ def machines() -> Iterator[Machines]:
         made.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def pool(machines: Machines) -> Iterator[Pool]:
     with Pool(machines.address) as made:
         yield made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from liveavatar.jobs.job import JobState
 from liveavatar.media.live_file import complete_length
 from tests.faults.suite import pictures
 from tests.unit.mp4_material import decode_video
+from tests.unit.postgres_cluster import cluster, find_binaries
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -45,7 +47,10 @@ def test_groups_share_the_jobs_and_those_of_a_lost_machine_go_on_elsewhere(
 ) -> None:
     machines.add("node-1")
     machines.add("node-2")
-    with site(tmp_path, pool) as here:
+    with ExitStack() as stack:
+        binaries = find_binaries()
+        url = None if binaries is None else stack.enter_context(cluster(binaries))
+        here = stack.enter_context(site(tmp_path, pool, database=url))
         assert pool.grow_to(3) == [1, 2, 3]
         assert pool.grow_to(3) == []
         here.wait_ready(2)
@@ -124,9 +129,10 @@ def test_web_servers_only_show_what_groups_render_and_the_command_counts_them(
             assert first.stop() == 0
             assert second.is_ready(), "the group outlives the server that asked for it"
             assert command(["grow", "1", "--ray-address", machines.address]) == 0
+            assert command(["room", "2", "--ray-address", machines.address]) == 0
             assert command(["status", "--ray-address", machines.address]) == 0
             said = capsys.readouterr().out
-            assert "asked for groups 2\n" in said
+            assert "asked for groups 2\nasked for room for 2 groups in all\n" in said
             assert "group 1 on " in said
             assert command(["shrink", "2", "--wait", "60", "--ray-address", machines.address]) == 0
             assert capsys.readouterr().out == "gone: groups 1, 2\n"

@@ -18,9 +18,9 @@ from liveavatar.doctor.network import CURES
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = ["docs/operating.md", "docs/troubleshooting.md", "CONTRIBUTING.md", "CHANGELOG.md"]
-DOCUMENTS += ["README.md", "README.zh-CN.md", "docs/web.md"]
+DOCUMENTS += ["README.md", "README.zh-CN.md", "docs/web.md", "docs/scaling.md"]
 # Programs of the system, which the reader has.
-OUTSIDE = {"curl", "docker", "export", "git", "nvidia-smi", "pip"}
+OUTSIDE = {"curl", "docker", "export", "git", "nvidia-smi", "pip", "ray"}
 PROGRAMS = {"scripts/run": "app.py", "scripts/generate": "inference/inference_tpp.py"}
 
 
