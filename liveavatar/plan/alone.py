@@ -10,7 +10,13 @@ from dataclasses import dataclass, replace
 from liveavatar.config import SamplingConfig
 from liveavatar.plan import media_memory as media
 from liveavatar.plan import transformer_memory as stage
-from liveavatar.plan.layout import GIB, Machine, RankMemory, estimate_layout
+from liveavatar.plan.layout import (
+    GIB,
+    Machine,
+    RankMemory,
+    encoding_peaks,
+    estimate_layout,
+)
 from liveavatar.plan.precision import CPU_CANDIDATES, GPU_CANDIDATES, Precision
 from liveavatar.plan.shapes import Network
 
@@ -90,5 +96,6 @@ def _phases(
     latent_frames = media.decoded_latent_frames(sampling)
     decoding = media.decode_peak(network.vae, size_hw, latent_frames, precision.value_bytes)
     rendering = layers.total + others.weights + others.vae_state + decoding
-    encoding = others.encoders + others.activations - decoding + layers.context
+    encoding = others.encoders + layers.context
+    encoding += max(encoding_peaks(network, size_hw, sampling, precision))
     return rendering, encoding

@@ -316,17 +316,23 @@ def _recordings(question: _Question, layers: range, precision: Precision, num_jo
     return num_jobs * stage.recording_bytes(config, layers, tokens, sampling, precision)
 
 
+def encoding_peaks(
+    network: Network, size_hw: tuple[int, int], sampling: SamplingConfig, precision: Precision
+) -> tuple[int, int]:
+    """Peak bytes while a portrait is encoded, and while a prompt or its speech is."""
+    value = precision.value_bytes
+    words = max(
+        media.text_peak(network.text, network.transformer.text_len, value),
+        media.speech_peak(network.speech, media.speech_seconds(sampling), value),
+    )
+    return media.encode_peak(network.vae, size_hw, value), words
+
+
 def _media_memory(question: _Question, precision: Precision, num_jobs: int) -> RankMemory:
     network, size_hw, value = question.network, question.size_hw, precision.value_bytes
     latent_frames = media.decoded_latent_frames(question.sampling)
-    seconds = media.speech_seconds(question.sampling)
-    # The next job is encoded while this one is decoded, its portrait in turns with that.
-    encoding = max(
-        media.text_peak(network.text, network.transformer.text_len, value),
-        media.speech_peak(network.speech, seconds, value),
-    )
+    portrait, words = encoding_peaks(network, size_hw, question.sampling, precision)
     decoding = media.decode_peak(network.vae, size_hw, latent_frames, value)
-    activations = max(media.encode_peak(network.vae, size_hw, value), decoding + encoding)
     encoders = (
         media.text_encoder_weights(network.text, value)
         + media.speech_encoder_weights(network.speech, value)
@@ -335,7 +341,8 @@ def _media_memory(question: _Question, precision: Precision, num_jobs: int) -> R
     embedder = stage.condition_embedder_weights(network.transformer, precision)
     return RankMemory(
         weights=embedder + media.decoder_weights(network.vae, value),
-        activations=activations,
+        # The next job is encoded while this one is decoded, its portrait in turns with that.
+        activations=max(portrait, decoding + words),
         vae_state=num_jobs * media.decoder_state(network.vae, size_hw, value),
         encoders=encoders,
         context=_process_bytes(question.machine),

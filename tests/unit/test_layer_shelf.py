@@ -17,9 +17,10 @@ from liveavatar.model.checkpoint import Placement, open_checkpoint
 from liveavatar.model.fp8 import quantise_linears
 from liveavatar.model.layer_shelf import LayerShelf, ShelvedLayer, run_from_shelf
 from liveavatar.model.transformer import Transformer
+from liveavatar.plan import media_memory as media
 from liveavatar.plan import transformer_memory as stage
 from liveavatar.plan.alone import plan_alone
-from liveavatar.plan.layout import GIB, Machine
+from liveavatar.plan.layout import CUDA_CONTEXT_BYTES, GIB, Machine
 from liveavatar.plan.precision import BFLOAT16, FLOAT32, Precision
 from liveavatar.plan.shapes import Network
 from liveavatar.random_checkpoint import TINY, write_checkpoint
@@ -121,6 +122,20 @@ def test_one_small_card_makes_the_fast_tier_from_a_shelf_and_not_without() -> No
     assert (plan.fits, plan.on_shelf, plan.precision) == (True, True, BFLOAT16)
     assert "layers in host memory" in plan.verdict
     assert not plan_alone(Network(), (256, 384), FAST, CARD, offload=False).fits
+
+
+def test_the_encoders_are_counted_with_what_they_work_in() -> None:
+    network, size_hw = Network(), (384, 640)
+    encoders = (
+        media.text_encoder_weights(network.text, 2)
+        + media.speech_encoder_weights(network.speech, 2)
+        + media.encoder_weights(network.vae, 2)
+    )
+    need = encoders + media.encode_peak(network.vae, size_hw, 2) + CUDA_CONTEXT_BYTES
+    short = SamplingConfig(num_steps=1, infer_frames=12, num_clip=1)
+    few = replace(network.transformer, num_layers=4, audio_inject_layers=(0, 2))
+    small = replace(network, transformer=few)  # so that rendering takes less than encoding
+    assert plan_alone(small, size_hw, short, CARD, offload=True).total == need
 
 
 def test_a_large_card_keeps_its_layers() -> None:
