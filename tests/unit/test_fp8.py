@@ -107,6 +107,12 @@ def test_every_row_fills_the_range_and_zeros_stay_zeros(dtype: torch.dtype) -> N
     assert (off <= RELATIVE * rows.abs() + ABSOLUTE * quantised.scale).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_row_rounds_beyond_the_largest_value(dtype: torch.dtype) -> None:
+    rows = (seeded(20_000, 4) * torch.logspace(-9, 9, 20_000)[:, None]).to(dtype)
+    assert (quantise_rows(rows).values.float().abs().amax(1) == MAX).all()
+
+
 def test_a_small_row_beside_a_large_one_is_rounded_as_if_it_were_alone() -> None:
     linear = randomised(nn.Linear(64, 32, bias=False, dtype=torch.bfloat16))
     tokens = seeded(2, 64).bfloat16() * torch.tensor([[1e-4], [1e4]], dtype=torch.bfloat16)

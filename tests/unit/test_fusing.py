@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from liveavatar.model.fusing import LEAST_VALUES, fused, fused_by_rows
+from liveavatar.model.transformer import _gelu
 
 
 @fused
@@ -32,3 +33,10 @@ def test_functions_of_rows_are_fused_in_the_same_way() -> None:
     halve_into(out, torch.ones(2, 3))
     assert (out == 0.5).all()
     assert halve_into.__name__ == "halve_into"
+
+
+def test_the_activation_a_compiler_is_given_is_the_one_that_runs_as_written() -> None:
+    wide = torch.linspace(-30, 30, 60_001)
+    compiled = torch.compile(_gelu, backend="eager")(wide)
+    assert torch.allclose(compiled, _gelu(wide), rtol=0, atol=1e-6)
+    assert not torch.equal(compiled, _gelu(wide)), "another form of it was compiled"
