@@ -19,7 +19,7 @@ from pathlib import Path
 
 from liveavatar.doctor import app, hardware, model, network, page, software
 from liveavatar.doctor.cards import Cards, DriverError, read_cards
-from liveavatar.doctor.child import ROOT, Outcome, run_child
+from liveavatar.doctor.child import ROOT, Outcome, Program, run_programs
 from liveavatar.doctor.finding import Finding, fail
 from liveavatar.doctor.report import as_json, as_text, count
 
@@ -61,19 +61,26 @@ def examine(options: argparse.Namespace) -> dict[str, list[Finding]]:
     seen = hardware.visible_count(cards)
     folder = model.find_model(options.model)
     adapter = model.find_adapter(options.lora_path_dmd, folder)
+    programs = {
+        "facts": Program("liveavatar.doctor.torch_facts", [], TORCH_DEADLINE_S),
+        "exchange": network.exchange_program(seen, options.deadline_s),
+    }
+    weights = _safely(lambda: model.check_folder(folder))
+    if folder is not None and not weights:
+        programs["model"] = model.opener(folder, adapter)
     with ThreadPoolExecutor() as pool:
-        facts = pool.submit(run_child, "liveavatar.doctor.torch_facts", [], TORCH_DEADLINE_S)
-        exchange = pool.submit(network.check_exchange, seen, options.deadline_s)
-        weights = pool.submit(_safely, lambda: model.check_model(folder, adapter))
         served = pool.submit(_safely, lambda: _check_serving(options))
-        torch = facts.result()
-        return {
-            "hardware": broken + _safely(lambda: _check_machine(cards, torch, options, broken)),
-            "software": _safely(lambda: _check_software(cards, torch)),
-            "network": _safely(lambda: [*network.check_peers(cards), exchange.result()]),
-            "model": weights.result() + _safely(lambda: model.check_hashes(folder, options.hashes)),
-            "application": served.result(),
-        }
+        ended = run_programs(programs)
+    if folder is not None and not weights:
+        weights = _safely(lambda: model.judge(ended["model"], folder, adapter))
+    torch = ended["facts"]
+    return {
+        "hardware": broken + _safely(lambda: _check_machine(cards, torch, options, broken)),
+        "software": _safely(lambda: _check_software(cards, torch)),
+        "network": _safely(lambda: _check_network(cards, ended["exchange"], options)),
+        "model": weights + _safely(lambda: model.check_hashes(folder, options.hashes)),
+        "application": served.result(),
+    }
 
 
 def _check_machine(
@@ -94,6 +101,14 @@ def _check_software(cards: Cards | None, torch: Outcome) -> Iterable[Finding]:
     yield software.check_python()
     yield from software.check_pins()
     yield from software.check_torch(torch, cards)
+
+
+def _check_network(
+    cards: Cards | None, exchange: Outcome, options: argparse.Namespace
+) -> Iterable[Finding]:
+    yield from network.check_peers(cards)
+    seen = hardware.visible_count(cards)
+    yield network.judge_exchange(exchange, seen, options.deadline_s)
 
 
 def _check_serving(options: argparse.Namespace) -> Iterable[Finding]:

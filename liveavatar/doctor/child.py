@@ -1,22 +1,43 @@
-"""Programs of the doctor that need torch, run in processes of their own with a deadline.
+"""Programs of the doctor that need torch, run in processes of their own with deadlines.
 
 Torch takes seconds to import and a broken installation can take its process down; neither may
-happen to the doctor itself.
+happen to the doctor itself. All programs are forks of one process, so it is imported once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+HOST = "liveavatar.doctor.torch_programs"
+IMPORT_DEADLINE_S = 60
+"""Seconds that the import of torch may take."""
+_MARGIN_S = 10.0  # for the host to end its programs by itself
+
+
+@dataclass(frozen=True)
+class Program:
+    """What to run.
+
+    Attributes:
+        module: dotted name; its `main(arguments)` prints one JSON object as its last line and
+            returns an exit status.
+        arguments: of its command line.
+        deadline_s: seconds after which it is killed, counted from when torch is imported.
+    """
+
+    module: str
+    arguments: Sequence[str]
+    deadline_s: float
 
 
 @dataclass(frozen=True)
@@ -40,18 +61,46 @@ class Outcome:
         return lines[-1][:200] if lines else "it said nothing"
 
 
+def ended(status: int, output: str, errors: str) -> Outcome:
+    """What a program that ended by itself left; a negative status is the signal that ended it."""
+    if status < 0:
+        errors = f"{errors}\nended by {signal.Signals(-status).name}"
+    return Outcome(_last_object(output) if status == 0 else None, errors)
+
+
+def run_programs(
+    programs: Mapping[str, Program], environment: Mapping[str, str] | None = None
+) -> dict[str, Outcome]:
+    """Run programs side by side; without torch, all of them end with what its import said.
+
+    Args:
+        programs: by a name of the caller's.
+        environment: variables on top of this process's.
+    """
+    given = json.dumps({name: asdict(program) for name, program in programs.items()})
+    slowest_s = max(program.deadline_s for program in programs.values())
+    deadline_s = IMPORT_DEADLINE_S + slowest_s + _MARGIN_S
+    host = run_child(HOST, [given], deadline_s, environment)
+    if host.answer is None:
+        errors = host.errors
+        if host.timed_out or host.last_error.endswith(signal.SIGALRM.name):
+            errors = f"the import of torch takes longer than {IMPORT_DEADLINE_S} s"
+        return dict.fromkeys(programs, Outcome(None, errors))
+    return {name: Outcome(**host.answer[name]) for name in programs}
+
+
 def run_child(
     module: str,
     arguments: Sequence[str],
     deadline_s: float,
     environment: Mapping[str, str] | None = None,
 ) -> Outcome:
-    """Run `python -m module` and everything it starts, for `deadline_s` at most.
+    """Run `python -m module`; nothing that it started outlives it, nor this call.
 
     Args:
         module: dotted name; prints one JSON object as its last line.
         arguments: of its command line.
-        deadline_s: seconds after which it and its children are killed.
+        deadline_s: seconds after which it is killed.
         environment: variables on top of this process's.
     """
     process = subprocess.Popen(
@@ -68,10 +117,18 @@ def run_child(
     try:
         output, errors = process.communicate(timeout=deadline_s)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+        _kill(process)
         _, errors = process.communicate()
         return Outcome(None, errors, timed_out=True)
-    return Outcome(_last_object(output) if process.returncode == 0 else None, errors)
+    finally:
+        _kill(process)
+    return ended(process.returncode, output, errors)
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """Kill what is left of a session."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _last_object(output: str) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from liveavatar.doctor.child import ROOT, Outcome, run_child
+from liveavatar.doctor.child import ROOT, Outcome, Program
 from liveavatar.doctor.finding import Finding, fail, ok, skip, warn
 
 DEMO = Path("ckpt/demo")
@@ -38,8 +38,8 @@ def find_adapter(asked: Path | None, model: Path | None, root: Path = ROOT) -> P
     return root / ADAPTER if is_published and (root / ADAPTER).exists() else None
 
 
-def check_model(model: Path | None, adapter: Path | None) -> Iterator[Finding]:
-    """Open the checkpoint with the engine's own readers, in a process of its own."""
+def check_folder(model: Path | None) -> Iterator[Finding]:
+    """What keeps a checkpoint from being opened: there is none, or it is half downloaded."""
     if model is None:
         yield warn("checkpoint", f"none in {ROOT / 'ckpt'}", FETCH)
         return
@@ -50,9 +50,12 @@ def check_model(model: Path | None, adapter: Path | None) -> Iterator[Finding]:
             f"{model}: {partial[0]} and {len(partial) - 1} more are half downloaded",
             "run the download again until it ends; it goes on where it stopped",
         )
-        return
+
+
+def opener(model: Path, adapter: Path | None) -> Program:
+    """The program that opens a checkpoint with the engine's own readers."""
     paths = [str(path.absolute()) for path in (model, adapter) if path is not None]
-    yield from judge(run_child("liveavatar.doctor.open_model", paths, DEADLINE_S), model, adapter)
+    return Program("liveavatar.doctor.open_model", paths, DEADLINE_S)
 
 
 def judge(opened: Outcome, model: Path, adapter: Path | None) -> Iterator[Finding]:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from liveavatar.doctor.cards import Cards
-from liveavatar.doctor.child import Outcome, run_child
+from liveavatar.doctor.child import Outcome, Program, run_programs
 from liveavatar.doctor.finding import Finding, fail, ok, skip, warn
 
 P2P_OFF = "NCCL_P2P_DISABLE"
@@ -63,7 +63,7 @@ CURES: tuple[tuple[str, str], ...] = (
         "in the BIOS",
     ),
     (
-        r"ModuleNotFoundError|ImportError|cannot open shared object",
+        r"ModuleNotFoundError|ImportError|cannot open shared object|import of torch",
         "torch is broken: see the line 'torch'",
     ),
 )
@@ -99,30 +99,45 @@ def cure_for(errors: str) -> str:
     return LAST_RESORT
 
 
-def check_exchange(
+def exchange_program(num_cards: int, deadline_s: float | None = None) -> Program:
+    """The program that sends tensors around: NCCL between cards, else gloo between two processes.
+
+    Args:
+        num_cards: that programs see; fewer than two are left alone.
+        deadline_s: seconds for one try.
+    """
+    backend, ranks = _who(num_cards)
+    if deadline_s is None:
+        deadline_s = GPU_DEADLINE_S if backend == "nccl" else CPU_DEADLINE_S
+    options = ["--ranks", str(ranks), "--backend", backend, "--deadline_s", str(deadline_s)]
+    return Program("liveavatar.doctor.collectives", options, deadline_s)
+
+
+def judge_exchange(
+    outcome: Outcome,
     num_cards: int,
     deadline_s: float | None = None,
     environment: Mapping[str, str] = os.environ,
 ) -> Finding:
-    """Send tensors around: NCCL between two cards and more, else gloo between two processes.
+    """What to say of an exchange.
 
-    When NCCL fails with peer access, it is tried once more without, so that the cure is known.
+    When NCCL failed with peer access, it is tried once more without, so that the cure is known.
 
     Args:
-        num_cards: that programs see.
-        deadline_s: seconds for one try.
-        environment: variables of the ranks on top of this process's.
+        outcome: of `exchange_program`.
+        num_cards: as it got it.
+        deadline_s: as it got it.
+        environment: variables that it ran with.
     """
-    backend, ranks = ("nccl", num_cards) if num_cards > 1 else ("gloo", 2)
-    name = f"{backend} exchange"
-    if deadline_s is None:
-        deadline_s = GPU_DEADLINE_S if backend == "nccl" else CPU_DEADLINE_S
-    outcome = _try(ranks, backend, deadline_s, environment)
+    backend, ranks = _who(num_cards)
+    program, name = exchange_program(num_cards, deadline_s), f"{backend} exchange"
     if outcome.answer is not None:
         return ok(name, _shown(outcome, ranks))
-    found = _complaint(outcome, deadline_s)
+    found = outcome.last_error
+    if outcome.timed_out:
+        found = f"hangs: not done in {program.deadline_s:g} s"
     if backend == "nccl" and environment.get(P2P_OFF, "0") != "1":
-        again = _try(ranks, backend, deadline_s, {**environment, P2P_OFF: "1"})
+        again = run_programs({name: program}, {P2P_OFF: "1"})[name]
         if again.answer is not None:
             return fail(
                 name,
@@ -132,9 +147,9 @@ def check_exchange(
     return fail(name, found, explain(outcome, backend))
 
 
-def _try(ranks: int, backend: str, deadline_s: float, environment: Mapping[str, str]) -> Outcome:
-    options = ["--ranks", str(ranks), "--backend", backend, "--deadline_s", str(deadline_s)]
-    return run_child("liveavatar.doctor.collectives", options, deadline_s, environment)
+def _who(num_cards: int) -> tuple[str, int]:
+    """Backend and number of ranks."""
+    return ("nccl", num_cards) if num_cards > 1 else ("gloo", 2)
 
 
 def _shown(outcome: Outcome, ranks: int) -> str:
@@ -143,12 +158,6 @@ def _shown(outcome: Outcome, ranks: int) -> str:
         f"{ranks} ranks, send and receive {rates['send_gb_s']:.2f} GB/s, "
         f"all-reduce {rates['all_reduce_gb_s']:.2f} GB/s"
     )
-
-
-def _complaint(outcome: Outcome, deadline_s: float) -> str:
-    if outcome.timed_out:
-        return f"hangs: not done in {deadline_s:.0f} s"
-    return outcome.last_error
 
 
 def explain(outcome: Outcome, backend: str) -> str:

@@ -9,6 +9,7 @@ import importlib
 import json
 import sys
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -43,5 +44,11 @@ def _unsupported(torch: Any) -> list[str]:
     return names
 
 
-if __name__ == "__main__":
+def main(_arguments: Sequence[str] = ()) -> int:
+    """Run the command; returns its exit status."""
     sys.stdout.write(json.dumps(torch_facts()) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -12,7 +12,7 @@ import pytest
 from liveavatar.doctor import hardware, network, software
 from liveavatar.doctor.__main__ import _safely
 from liveavatar.doctor.cards import DriverError, read_cards
-from liveavatar.doctor.child import Outcome, run_child
+from liveavatar.doctor.child import Outcome, Program, run_child, run_programs
 from liveavatar.doctor.finding import Finding, fail, ok
 from liveavatar.doctor.report import as_json, as_text
 from tests.unit.cards import GIB, FakeDriver, cards
@@ -272,8 +272,22 @@ def test_a_torch_that_cannot_use_the_cards(outcome: Outcome, found: str, cure: s
     assert cure in finding.cure
 
 
-def test_torch_of_this_environment_says_what_it_is() -> None:
-    (finding,) = software.check_torch(run_child("liveavatar.doctor.torch_facts", [], 60), None)
+@pytest.fixture(scope="module")
+def programs() -> dict[str, Outcome]:
+    """Programs that need torch, all at once, as the doctor runs them; and ones that go wrong."""
+    return run_programs(
+        {
+            "facts": Program("liveavatar.doctor.torch_facts", [], 60),
+            "exchange": network.exchange_program(0, 60),
+            "no time": Program("liveavatar.doctor.collectives", [], 0.01),
+            "no program": Program("liveavatar.doctor.finding", [], 20),
+            "no such rank": Program("liveavatar.doctor.collectives", ["--ranks", "none"], 20),
+        }
+    )
+
+
+def test_torch_of_this_environment_says_what_it_is(programs: dict[str, Outcome]) -> None:
+    (finding,) = software.check_torch(programs["facts"], None)
     assert finding.status == "ok"
     assert software._installed("torch") in (finding.found.split(",")[0], None)
     assert by_status(software.check_torch(torch_says(nccl=None), cards()))["skip"][0].name == "nccl"
@@ -309,16 +323,44 @@ def test_a_hang_has_the_cure_of_its_backend() -> None:
     assert "GLOO_SOCKET_IFNAME=lo" in network.explain(hang, "gloo")
 
 
-def test_tensors_are_really_sent_between_processes() -> None:
-    finding = network.check_exchange(0)
+def test_tensors_are_really_sent_between_processes(programs: dict[str, Outcome]) -> None:
+    finding = network.judge_exchange(programs["exchange"], 0)
     assert finding.status == "ok", finding
     assert "2 ranks, send and receive" in finding.found
 
 
-def test_an_exchange_that_cannot_end_is_killed_and_named() -> None:
-    finding = network.check_exchange(0, deadline_s=0.2)
+def test_an_exchange_that_cannot_end_is_killed_and_named(programs: dict[str, Outcome]) -> None:
+    finding = network.judge_exchange(programs["no time"], 0, 0.01)
     assert finding.status == "fail"
-    assert "hangs" in finding.found
+    assert finding.found == "hangs: not done in 0.01 s"
+
+
+def test_a_program_that_goes_wrong_does_not_touch_the_others(programs: dict[str, Outcome]) -> None:
+    assert "has no attribute 'main'" in programs["no program"].last_error
+    assert "invalid int value: 'none'" in programs["no such rank"].last_error
+
+
+def test_where_torch_cannot_be_imported_every_program_says_so(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
+    facts = Program("liveavatar.doctor.torch_facts", [], 20)
+    outcomes = run_programs({"facts": facts, "other": facts}, {"PYTHONPATH": str(tmp_path)})
+    for outcome in outcomes.values():
+        (finding,) = software.check_torch(outcome, None)
+        assert finding.found == "cannot be imported: ended by SIGSEGV"
+    (tmp_path / "torch.py").write_text("raise ImportError('libcudart.so: cannot open')\n")
+    outcome = run_programs({"exchange": network.exchange_program(0)}, {"PYTHONPATH": str(tmp_path)})
+    assert "see the line 'torch'" in network.judge_exchange(outcome["exchange"], 0).cure
+
+
+def test_an_import_of_torch_that_hangs_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "torch.py").write_text("import signal, time\nsignal.alarm(1)\ntime.sleep(60)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    outcome = run_programs({"exchange": network.exchange_program(0)})["exchange"]
+    finding = network.judge_exchange(outcome, 0)
+    assert finding.found == "the import of torch takes longer than 60 s"
+    assert "see the line 'torch'" in finding.cure
 
 
 def test_peer_access_can_be_switched_off() -> None:

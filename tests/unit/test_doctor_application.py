@@ -103,11 +103,11 @@ def test_a_reader_that_dies_is_said() -> None:
 
 
 def test_no_checkpoint_half_of_one_and_no_such_folder(tmp_path: Path) -> None:
-    (none,) = model.check_model(None, None)
+    (none,) = model.check_folder(None)
     assert none.status == "warn"
     assert "Wan-AI/Wan2.2-S2V-14B" in none.cure
     (tmp_path / "weights.safetensors.part").write_text("")
-    (half,) = model.check_model(tmp_path, None)
+    (half,) = model.check_folder(tmp_path)
     assert (half.status, "half downloaded" in half.found) == ("fail", True)
     (finding,) = judge(tmp_path / "nowhere")
     assert "expected a checkpoint folder" in finding.found
