@@ -32,7 +32,7 @@ from liveavatar.jobs.tables import JOBS
 from liveavatar.plan.tiers import Tier
 from liveavatar.request import SizeOption
 
-WAIT_S = 120.0
+WAIT_S = 180.0
 
 _LIMITS = QueueLimits(per_owner=1000, in_all=1000)
 _STORE_BYTES = 80 * 2**20

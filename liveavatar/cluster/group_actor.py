@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from contextlib import closing
@@ -42,6 +43,8 @@ class GroupActor:
         logging.basicConfig(
             level=logging.INFO, format=f"%(asctime)s %(levelname)s group {number}: %(message)s"
         )
+        # Each rank would read the program of this process when it starts, which is Ray's.
+        vars(sys.modules["__main__"]).pop("__file__", None)
         self._number, self._worker, self._order = number, worker, order
         self._leaving = threading.Event()
         self._supervisor: Supervisor | None = None

@@ -39,7 +39,8 @@ function clusterLists({ nodes = [], groups = [] }) {
   const lines = groups.map((each) => {
     const state = say(`group_${each.state}`, { percent: each.load_percent });
     const jobs = say("op_jobs_held", { count: each.num_jobs });
-    return make("li", "", [each.number, each.node, state, jobs, each.message].filter(Boolean).join(" · "));
+    const message = each.state === "loading" ? "" : each.message;
+    return make("li", "", [each.number, each.node, state, jobs, message].filter(Boolean).join(" · "));
   });
   return [titled("op_nodes", machines), titled("op_groups", lines)];
 }

@@ -19,7 +19,7 @@ from tests.faults.suite import pictures
 from tests.unit.mp4_material import decode_video
 from tests.unit.postgres_cluster import cluster, find_binaries
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 LONG = 129  # frames of the whole speech
 
