@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 import shutil
 import tempfile
-import threading
 import time
 from contextlib import suppress
 from dataclasses import replace
@@ -35,6 +34,7 @@ from liveavatar.engine.processes import (
     refuse_while_importing,
     with_news,
 )
+from liveavatar.engine.sender import Sender
 from liveavatar.engine.watchdog import Limits, Watchdog
 from liveavatar.errors import DeadlineError, EngineError, MemoryShortError, WorkerDiedError
 
@@ -91,11 +91,11 @@ class WorkerGroup:
         self._folder = Path(tempfile.mkdtemp(prefix="liveavatar-"))
         self.spec = replace(spec, folder=self._folder)
         self._starting = set(range(spec.world_size))
-        self._sending = threading.Lock()
         limits = Limits(max(START_S, spec.silence_s), spec.silence_s, spec.timeout_s)
         self._watchdog = Watchdog(spec.world_size, limits)
         self._processes = RankProcesses(self.spec)
         self._pipes = list(self._processes.pipes)
+        self._to_media = Sender(self._pipes[spec.media_rank])
         # Before the handler of multiprocessing, which would wait for ranks that finish their jobs.
         atexit.register(self.kill)
 
@@ -129,11 +129,11 @@ class WorkerGroup:
     def submit(self, job: RenderJob) -> None:
         """Queue a job behind those submitted before it; from any thread."""
         self._watchdog.submitted(job)
-        self._send(self.spec.media_rank, Submit(job))
+        self._tell(Submit(job))
 
     def cancel(self, number: int) -> None:
         """Stop a job; its file keeps the blocks that are finished. From any thread."""
-        self._send(self.spec.media_rank, Cancel(number))
+        self._tell(Cancel(number))
 
     def next_event(self, timeout_s: float) -> Event | None:
         """Wait for the next report; None when none came in time.
@@ -171,7 +171,7 @@ class WorkerGroup:
     def close(self, timeout_s: float = STOP_S) -> None:
         """Let the jobs at hand finish, then end the ranks; kill those that do not in time."""
         with suppress(WorkerDiedError):
-            self._send(self.spec.media_rank, Stop())
+            self._tell(Stop())
         deadline = time.monotonic() + timeout_s
         pipes = list(self._pipes)
         while pipes and (left := deadline - time.monotonic()) > 0:
@@ -185,6 +185,7 @@ class WorkerGroup:
 
     def kill(self) -> None:
         """End every rank now and remove the group's folder; does nothing twice."""
+        self._to_media.end()
         self._processes.kill()
         self._pipes = []
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -212,16 +213,15 @@ class WorkerGroup:
     def _note_ready(self, rank: int) -> None:
         self._starting.discard(rank)
         if self._starting == {self.spec.media_rank}:
-            self._send(self.spec.media_rank, StagesReady())
+            self._tell(StagesReady())
         if not self._starting:
             shutil.rmtree(self._folder, ignore_errors=True)  # all sockets are connected
 
-    def _send(self, rank: int, message: object) -> None:
-        try:
-            with self._sending:
-                self._pipes[rank].send(message)
-        except (OSError, IndexError) as error:
-            raise WorkerDiedError(f"rank {rank} is gone: {error}") from error
+    def _tell(self, message: object) -> None:
+        """Say something to the media rank, the only one that is spoken to."""
+        if not self._pipes:
+            raise WorkerDiedError("the worker group has ended; start another")
+        self._to_media.send(message)
 
     def _first_cause(self, failure: Failed) -> EngineError:
         """The error to raise for a failed rank; a rank that only lost its neighbour is not it."""

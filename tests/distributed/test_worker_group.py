@@ -272,6 +272,8 @@ def test_a_stopped_rank_is_named_and_the_group_ended(
         group.submit(job)
         wait_for_progress(group, job.number)
         os.kill(ranks[victim], signal.SIGSTOP)
+        for _ in range(4):
+            group.submit(studio.long_job())  # more than a pipe holds that nobody reads
         with pytest.raises(DeadlineError, match=f"^rank {victim} has said nothing for 4 s"):
             until_it_ends(group)
         group.kill()

@@ -34,6 +34,7 @@ ENGINE_WITHOUT_TORCH = [
     "owner",
     "processes",
     "running_job",
+    "sender",
     "supervisor",
 ]
 LEAVES = ["config", "errors", "request", "timeline"]
