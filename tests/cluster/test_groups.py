@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 
 from benchmarks.application import Application
-from benchmarks.simulated_cluster import WAIT_S, Machines, site, wait
+from benchmarks.simulated_cluster import WAIT_S, Machines, Site, site, wait
 from liveavatar.cluster.__main__ import main as command
+from liveavatar.cluster.names import find_group
 from liveavatar.cluster.pool import Pool
 from liveavatar.jobs.job import JobState
 from liveavatar.media.live_file import complete_length
@@ -40,6 +42,11 @@ def goes_on(ours: np.ndarray, whole: np.ndarray) -> bool:
     behind = slice(unlike[0], len(whole) - 1)
     best = min(errors(-1)[behind].mean(), errors(1)[behind].mean())
     return bool(errors(0).max() < 4 and errors(0)[behind].mean() < best)
+
+
+def says_that_it_leaves(here: Site, number: int) -> bool:
+    said = [worker.document for worker in here.store.read_workers()]
+    return any(each.get("group") == number and each.get("leaves") for each in said)
 
 
 def test_groups_share_the_jobs_and_those_of_a_lost_machine_go_on_elsewhere(
@@ -88,9 +95,17 @@ def test_groups_share_the_jobs_and_those_of_a_lost_machine_go_on_elsewhere(
         assert [job.attempt for job in here.wait_done(*running)] == [1, 1]
         late = here.submit()
         here.wait_done(late)
-        assert pool.stop() == sorted({1, 2, 3} - set(leaving))
-        stays = here.submit()
-        assert here.now(stays).state is JobState.QUEUED
+
+        # One whose process is lost while it drains comes back only to leave.
+        first, left = here.submit(frames=LONG), here.submit(frames=LONG)
+        wait(lambda: here.now(first).frames > 0 and here.now(left).attempt == 1, "both are taken")
+        (last,) = pool.shrink(1)
+        wait(lambda: says_that_it_leaves(here, last), "the store knows that it leaves")
+        ray.kill(find_group(last), no_restart=False)
+        pool.wait_until_gone([last], 90)
+        assert here.now(left).state is JobState.QUEUED
+        assert here.now(left).restart_note == "the server was restarted"
+        assert pool.stop() == []
 
 
 def test_a_video_of_the_demo_model_goes_on_without_a_seam_when_its_machine_is_lost(
