@@ -188,7 +188,8 @@ class Layer(nn.Module):
 
     def _widen(self, modulated_LD: Tensor) -> Tensor:
         """The first matrix of the feed-forward, and its activation."""
-        if type(self.ffn_in) is nn.Linear and modulated_LD.is_cuda:
+        rows = modulated_LD.ndim == 2  # training has clips of rows, and weights of another dtype
+        if type(self.ffn_in) is nn.Linear and modulated_LD.is_cuda and rows:
             # The GPU's library applies this function to a product before it is written.
             weight, bias = self.ffn_in.weight, self.ffn_in.bias
             return torch._addmm_activation(bias, modulated_LD, weight.t(), use_gelu=True)
