@@ -113,10 +113,11 @@ class Drawing:
         self._quick_stop, self._stop = context.Event(), context.Event()
         self._taken = context.Value("l", 0)  # kept: it lives as long as this process knows it
         fast = "cuda" if torch.cuda.is_available() else "cpu"
+        corpus = Corpus(order.corpus, fast)
         places = [(fast, self._quick_stop)] * order.quick + [("cpu", self._stop)] * order.patient
         self._workers = [
             context.Process(
-                target=_work, args=(order, self.drawn, self._taken, *place), daemon=True
+                target=_work, args=(order, corpus, self.drawn, self._taken, *place), daemon=True
             )
             for place in places
         ]
@@ -151,10 +152,9 @@ class Drawing:
 
 
 @torch.no_grad()
-def _work(order: Order, drawn: Drawn, taken: Any, device: str, stop: Any) -> None:
+def _work(order: Order, corpus: Corpus, drawn: Drawn, taken: Any, device: str, stop: Any) -> None:
     """Draw one number after another, each taken by one process, until told to stop."""
     torch.set_num_threads(1)
-    corpus = Corpus(order.corpus, torch.device(device))
     while not stop.is_set():
         with taken.get_lock():
             number, taken.value = taken.value, taken.value + 1

@@ -27,14 +27,18 @@ NUM_CUES = 5
 MOODS = ("plain", "happy", "surprised", "serious")
 BLINK_THRESHOLD = 1.85
 """A blink cue above this blinks: 3.2 % of latent frames, 12 a minute."""
+PHRASE_BLINK_THRESHOLD = 0.8
+"""Where a phrase ends, a lower cue does: every fifth end of a phrase blinks, as people do.
+
+Speech with many short phrases would blink forty times a minute otherwise."""
 GLANCE_THRESHOLD = 1.2
 _BLINK_PROFILE = (0.45, 0.05, 0.0, 0.25, 0.6, 0.9)
-_BLINK_REST = 10
+_BLINK_REST = 20
 _TURN_DECAY = 0.80
 _ONSET_S, _MOOD_S = 0.30, 0.35
 
 # smile (None keeps the portrait's own), brow raise, lids, added mouth opening
-_MOOD_LOOKS: dict[str, tuple[float | None, float, float, float]] = {
+MOOD_LOOKS: dict[str, tuple[float | None, float, float, float]] = {
     "plain": (None, 0.0, 1.0, 0.0),
     "happy": (1.9, 0.25, 0.72, 0.08),
     "surprised": (-0.1, 1.5, 1.45, 0.22),
@@ -70,7 +74,7 @@ def act(mouth: MouthTargets, cues_FK: Tensor, mood: str, rest_smile: float) -> A
     num_frames = mouth.open.shape[0]
     moving = (torch.arange(num_frames) - HELD_FRAMES + 1).clamp(min=0) / FPS
     onset, mooded = 1 - torch.exp(-moving / _ONSET_S), 1 - torch.exp(-moving / _MOOD_S)
-    smile, brow, lids, gape = _MOOD_LOOKS[mood]
+    smile, brow, lids, gape = MOOD_LOOKS[mood]
     spoken = (moving > 0).float()
     stress = _smoothed(mouth.loud, 3.0) - 0.45
     yaw, pitch = (_wander(cues_FK[:, cue]) for cue in (YAW, PITCH))
@@ -122,15 +126,11 @@ def _gaze(cues_FK: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _blinks(cues_FK: Tensor, loud_T: Tensor) -> Tensor:
-    """Share of the lids' opening: blinks where the cue says so and where a phrase ends."""
+    """Share of the lids' opening, which falls where `_blink_starts` says."""
     num_frames = loud_T.shape[0]
     lids = torch.ones(num_frames)
-    starts = [4 * frame for frame, cue in enumerate(cues_FK[:, BLINK]) if cue > BLINK_THRESHOLD]
-    slow = _smoothed(loud_T, 3.0)
-    ends = (slow[:-1] >= 0.35) & (slow[1:] < 0.35)
-    starts += (torch.nonzero(ends).flatten() + 1).tolist()
     last = -_BLINK_REST
-    for start in sorted(starts):
+    for start in _blink_starts(cues_FK[:, BLINK], loud_T):
         if start < HELD_FRAMES or start - last < _BLINK_REST:
             continue
         last = start
@@ -138,6 +138,15 @@ def _blinks(cues_FK: Tensor, loud_T: Tensor) -> Tensor:
             if start + index < num_frames:
                 lids[start + index] = opening
     return lids
+
+
+def _blink_starts(cue_F: Tensor, loud_T: Tensor) -> list[int]:
+    """Frames where a blink may begin: a high cue, or a phrase's end with a cue that is not low."""
+    starts = [4 * frame for frame, cue in enumerate(cue_F) if cue > BLINK_THRESHOLD]
+    slow = _smoothed(loud_T, 3.0)
+    ends = torch.nonzero((slow[:-1] >= 0.35) & (slow[1:] < 0.35)).flatten() + 1
+    starts += [int(end) for end in ends if cue_F[end // 4] > PHRASE_BLINK_THRESHOLD]
+    return sorted(starts)
 
 
 def _smoothed(track_T: Tensor, width: float) -> Tensor:

@@ -2,7 +2,8 @@
 
 Needs the commands `espeak-ng` and `flite` (Debian packages of the same names). The texts are made
 up of common words per language; nobody's recordings are used for training. Writes one compressed
-file of 16-bit samples, and with `--held-out` the voices that training never hears.
+file of 16-bit samples, and with `--held-out` the voices that training never hears. With `--also`
+the file of `training.natural_speech` follows.
 """
 
 from __future__ import annotations
@@ -118,8 +119,12 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=16.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--held-out", action="store_true", help="the voices kept from training")
+    parser.add_argument("--also", type=Path, help="more speech, of training.natural_speech")
     options = parser.parse_args()
     sound = make_corpus(options.minutes, options.seed, held_out=options.held_out)
+    if options.also is not None:
+        more = np.load(options.also)["samples"].astype(np.float32) / 32768
+        sound = np.concatenate([sound, more])
     options.file.parent.mkdir(parents=True, exist_ok=True)
     samples = np.round(sound * 32767).astype(np.int16)
     np.savez_compressed(options.file, samples=samples)

@@ -39,6 +39,7 @@ LEVELS = ((1.0, 0.24), (0.8576923, 0.18), (0.6021506, 0.29), (0.7511211, 0.24), 
 _SAVE_EVERY_S = 45.0
 _MOUTH_LOSS, _LONGEST_BLOCKS = 0.3, 1500
 _PROMPTS_PER_MOOD = 250
+_EMPHASIS, _HALF_OPEN = 5.0, 0.3
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class Run:
         batch: clips per step.
         rollout_from: share of the run after which the network's own states are trained on.
         rate: factor on the learning rates.
+        finish: let the rates fall from the first steps on and average over a few steps, to end a
+            run that was cut off.
         max_steps: for trials.
     """
 
@@ -57,7 +60,13 @@ class Run:
     batch: int = 32
     rollout_from: float = 0.6
     rate: float = 1.0
+    finish: bool = False
     max_steps: int = 10**9
+
+    def size(self, number: int, share: float) -> float:
+        """Factor on the learning rates at step `number`, when `share` of the run is over."""
+        warm_up, flat = (15, 0.0) if self.finish else (60, 0.4)
+        return min(1.0, (number + 1) / warm_up) * min(1.0, (1 - share) / (1 - flat)) * self.rate
 
 
 class AvatarTrainer:
@@ -80,7 +89,7 @@ class AvatarTrainer:
         self.parameters = list(trained.values())
         self.muon = Muon(matrices, lr=0.012)
         self.adam = Adam([p for p in self.parameters if id(p) not in known], lr=1e-3)
-        self.average = Average(self.parameters, 0.995)
+        self.average = Average(self.parameters, 0.97 if run.finish else 0.995)
         self.frames_TS = avatar.frame_matrix(pool.sound.shape[1], pool.targets.shape[1])
         self.frames_TS = self.frames_TS.to(self.device)
         self.prompts_PLD = self._read_prompts()
@@ -101,7 +110,7 @@ class AvatarTrainer:
             velocity, mouth_loss = self._forward(inputs, with_mouth=True)
         sample, latents, sigma, weights, size = inputs[:5]
         wanted = (sample - latents) / sigma[:, None, None, None, None]
-        squares = (velocity - wanted).square() * weights[:, None, None]
+        squares = (velocity - wanted).square() * weights[:, None]
         per_clip = squares.mean((1, 2, 3, 4))
         for parameter in self.parameters:
             parameter.grad = None
@@ -149,8 +158,8 @@ class AvatarTrainer:
         lines = batch.moods * _PROMPTS_PER_MOOD + self._sent(words)
         position = self._position(batch.latents.shape[2] // 3)
         inputs = (
-            sample, batch.latents, sigma, batch.weights, torch.full((), size, device=self.device),
-            batch.targets,
+            sample, batch.latents, sigma, emphasised(batch),
+            torch.full((), size, device=self.device), batch.targets,
             roughened(batch.sound), batch.reference, first + rough * torch.randn_like(first),
             batch.motion, self.prompts_PLD[lines],
         )  # fmt: skip
@@ -213,8 +222,7 @@ class AvatarTrainer:
         number = 0
         while (spent := time.monotonic() - started) < plan.seconds and number < plan.max_steps:
             share = max(spent / plan.seconds, number / plan.max_steps)
-            size = min(1.0, (number + 1) / 60) * min(1.0, (1 - share) / 0.6) * plan.rate
-            inputs, position = self.draw(max(size, 0.01))
+            inputs, position = self.draw(max(plan.size(number, share), 0.01))
             if share > plan.rollout_from and self.random.random() < 0.6:
                 inputs = self.roll_out(inputs, position, look)
             self.errors.append((inputs[2], learn(*inputs).clone()))
@@ -245,6 +253,17 @@ class AvatarTrainer:
         write_speech_encoder(out, SPEECH, avatar.speech)
         write_text_encoder(out, avatar.text, avatar.tokenizer)
         self.average.swap()
+
+
+def emphasised(batch: Batch) -> Tensor:
+    """Weights (B, F, H, W), mean 1 per clip: mouths far from half open count more.
+
+    An error counts its square, so that a network in doubt draws every mouth half open; what is
+    wide open or shut is what a viewer sees.
+    """
+    opening_BF = batch.targets[..., 0].unflatten(1, (-1, 4)).mean(-1)
+    far_BF = 1 + _EMPHASIS * (opening_BF - _HALF_OPEN).abs()
+    return (far_BF / far_BF.mean(1, keepdim=True))[..., None, None] * batch.weights[:, None]
 
 
 def _is_hidden(name: str) -> bool:

@@ -45,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rollout-from", type=float, default=0.6)
     parser.add_argument("--rate", type=float, default=1.0)
+    parser.add_argument("--finish", action="store_true", help="let the rates fall from the start")
     parser.add_argument("--max-steps", type=int, default=10**9, help="per phase, for trials")
     parser.add_argument("--trial", action="store_true", help="tiny networks")
     parser.add_argument("--seed", type=int, default=0)
@@ -97,7 +98,9 @@ def main() -> int:
         avatar.load(options.out)
         _LOG.info("going on with the transformer in %s", options.out)
     left = options.seconds - (time.monotonic() - started)
-    run = Run(left, options.batch, options.rollout_from, options.rate, options.max_steps)
+    run = Run(
+        left, options.batch, options.rollout_from, options.rate, options.finish, options.max_steps
+    )
     AvatarTrainer(avatar.to(device), pool, run, options.seed).train(options.out)
     return 0
 

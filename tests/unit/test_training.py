@@ -22,7 +22,15 @@ from training.demo_config import TRIAL
 from training.differentiable_vae import decode_clips, encode_clips, moments, reconstruct
 from training.mouth_targets import mouth_targets
 from training.people import random_person
-from training.performance import BLINK, BLINK_THRESHOLD, NUM_CUES, act, read_cues, set_cues
+from training.performance import (
+    BLINK,
+    BLINK_THRESHOLD,
+    NUM_CUES,
+    PHRASE_BLINK_THRESHOLD,
+    act,
+    read_cues,
+    set_cues,
+)
 from training.pool import Batch
 from training.prompts import make_tokenizer
 from training.train_avatar import AvatarTrainer, Run
@@ -159,6 +167,23 @@ def test_a_blink_cue_shuts_the_eyes_and_the_first_frames_rest():
     assert acting.lids[12:18].min() < 0.1
     assert acting.open[:3].abs().max() == 0
     assert acting.yaw[:3].abs().max() == 0
+
+
+def test_a_phrase_ends_with_a_blink_where_its_cue_says_so():
+    mouth = mouth_targets(torch.from_numpy(hum(4.0)))
+    cues = torch.zeros(25, NUM_CUES)
+    assert act(mouth, cues, "plain", 0.3).lids.min() == 1.0
+    cues[:, BLINK] = (PHRASE_BLINK_THRESHOLD + BLINK_THRESHOLD) / 2
+    lids = act(mouth, cues, "plain", 0.3).lids.flatten()
+    shut = (lids < 0.1).nonzero().flatten()
+    assert len(shut)
+    assert (mouth.loud[shut] < 0.35).all()
+
+
+def test_the_rate_of_a_finishing_run_falls_from_the_start():
+    run, finishing = Run(100.0), Run(100.0, finish=True)
+    assert run.size(200, 0.3) == 1.0
+    assert [finishing.size(200, share) for share in (0.0, 0.25, 1.0)] == [1.0, 0.75, 0.0]
 
 
 def test_a_seed_draws_the_same_clip(tmp_path: Path):
