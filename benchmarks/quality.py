@@ -1,9 +1,10 @@
 """How well the demo speaks: `python -m benchmarks.quality CKPT HELD_OUT_CORPUS`.
 
 People the demo never saw say what it never heard. Mouth and lids are read off the generated frames
-by `benchmarks.mouth_reader` and compared with drawings of the same person saying the same; beside
-the demo stand a still picture and the same network with random weights. The corpus is one of
-`training.speech_corpus --held-out`, or any recording.
+by `benchmarks.mouth_reader` and compared with drawings of the same person saying the same in the
+same mood; beside the demo stand a still picture and the same network with random weights. The
+corpus is one of `training.speech_corpus --held-out`, or any recording; it is said again and again
+where more is asked for. `--drift` compares every minute with the second second instead.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from liveavatar.single_device import Models, RenderOptions, render, seeded_draws
 from liveavatar.timeline import make_timeline
 from training.mouth_targets import mouth_targets
 from training.people import random_person
-from training.performance import NUM_CUES, act
+from training.performance import MOOD_LOOKS, MOODS, NUM_CUES, act
 
 Samples = npt.NDArray[np.float32]
 
@@ -84,8 +85,8 @@ class Demo:
 
 
 @dataclass(frozen=True)
-class Score:
-    """Quality of one clip.
+class Speech:
+    """How one clip speaks.
 
     Attributes:
         correlation: of read and wanted mouth opening at the best lag.
@@ -93,11 +94,7 @@ class Score:
         amplitude: deviation of the read opening against that read off drawings of the wanted one.
         ceiling: correlation of the reader on those drawings.
         blinks_per_minute: dips of the lids.
-        sharpness: of the last second against the second one.
-        likeness_db: mean picture of the last second against that of the second one.
-        grey: saturation of the last second against the second one.
-        flicker: mean change from frame to frame, levels of 255.
-        jump: largest change between two neighbouring frames against the median one.
+        mood: whose look smile, brows and lids come nearest to.
     """
 
     correlation: float
@@ -105,6 +102,21 @@ class Score:
     amplitude: float
     ceiling: float
     blinks_per_minute: float
+    mood: str
+
+
+@dataclass(frozen=True)
+class Steadiness:
+    """How one clip keeps up.
+
+    Attributes:
+        sharpness: of the last second against the second one.
+        likeness_db: mean picture of the last second against that of the second one.
+        grey: saturation of the last second against the second one.
+        flicker: mean change from frame to frame, levels of 255.
+        jump: largest change between two neighbouring frames against the median one.
+    """
+
     sharpness: float
     likeness_db: float
     grey: float
@@ -112,13 +124,13 @@ class Score:
     jump: float
 
 
-def score(frames: Frames, person: Character, speech: Samples) -> Score:
-    """Judge generated frames of a person whose parameters are known."""
-    reader = Reader(person, SIZE)
+def judge_speech(frames: Frames, person: Character, speech: Samples, mood: str) -> Speech:
+    """Judge generated frames of a person whose parameters are known, asked to be in a mood."""
+    reader, smile = Reader(person, SIZE), float(person.mouth.smile)
     whole = len(frames) // 4 * 4
     targets = mouth_targets(torch.from_numpy(speech[: whole * SPEECH_RATE_HZ // FPS]))
-    wanted = targets.open.numpy().astype(np.float64)
-    shown = act(targets, torch.zeros(whole // 4, NUM_CUES), "plain", float(person.mouth.smile))
+    shown = act(targets, torch.zeros(whole // 4, NUM_CUES), mood, smile)
+    wanted = shown.open.flatten().numpy().astype(np.float64)
     read = reader.read(frames[:whole], "open")
     best = np.concatenate([  # a minute of drawings at once is large
         reader.read(drawn_frames(person, shown.part(first, first + 100), SIZE), "open")
@@ -127,15 +139,35 @@ def score(frames: Frames, person: Character, speech: Samples) -> Score:
     lags = range(-_LARGEST_LAG, _LARGEST_LAG + 1)
     correlations = {lag: _correlation(read, wanted, lag) for lag in lags}
     lag = max(correlations, key=lambda key: correlations[key])
-    early, late = frames[FPS : 2 * FPS], frames[-FPS:]
-    error = ((early.mean(0) - late.mean(0)) ** 2).mean()
-    changes = [float(abs(np.diff(pair.astype(np.int16), axis=0)).mean()) for pair in _pairs(frames)]
-    return Score(
+    lids = reader.read(frames, "lids")
+    look = [float(np.median(reader.read(frames[FPS:], name))) for name in ("smile", "brow", "lids")]
+    return Speech(
         round(correlations[lag], 3),
         lag,
         round(float(read[3:].std() / best[3:].std()), 3),
         round(_correlation(best, wanted, 0), 3),
-        round(_blinks(reader.read(frames, "lids")) * 60 * FPS / len(frames), 1),
+        round(_blinks(lids) * 60 * FPS / len(frames), 1),
+        _nearest_mood(look, smile),
+    )
+
+
+def _nearest_mood(read: Sequence[float], rest_smile: float) -> str:
+    """The mood whose smile, brows and lids are nearest to those read; lids count double."""
+
+    def distance(mood: str) -> float:
+        smile, *others, _ = MOOD_LOOKS[mood]
+        look = (rest_smile if smile is None else smile, *others)
+        return float(np.square(np.subtract(read, look) * (1, 1, 2)).sum())
+
+    return min(MOODS, key=distance)
+
+
+def judge_steadiness(frames: Frames, early: Frames | None = None) -> Steadiness:
+    """Compare the last second of a clip with `early`, its second one, and neighbouring frames."""
+    early, late = frames[FPS : 2 * FPS] if early is None else early, frames[-FPS:]
+    error = ((early.mean(0) - late.mean(0)) ** 2).mean()
+    changes = [float(abs(np.diff(pair.astype(np.int16), axis=0)).mean()) for pair in _pairs(frames)]
+    return Steadiness(
         round(_sharpness(late) / _sharpness(early), 3),
         round(float(10 * np.log10(255**2 / max(error, 1e-9))), 1),
         round(_saturation(late) / _saturation(early), 3),
@@ -197,6 +229,14 @@ def save_sheet(videos: Sequence[Frames], path: Path, columns: int = 9) -> None:
     Image.fromarray(np.concatenate(rows)).save(path, quality=88)
 
 
+def judge_minutes(frames: Frames) -> list[Steadiness]:
+    """Compare the end of every minute, and of the video, with the second second of it all."""
+    minute = 60 * FPS
+    ends = [*range(minute, len(frames) - FPS, minute), len(frames)]
+    early = frames[FPS : 2 * FPS]
+    return [judge_steadiness(frames[max(0, end - minute) : end], early) for end in ends]
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Options of the command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -210,8 +250,22 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--baselines", action="store_true", help="a still, and random weights")
     parser.add_argument("--moods", action="store_true", help="every person in every mood")
+    parser.add_argument("--drift", action="store_true", help="one person, minute by minute")
     parser.add_argument("--sheet", type=Path, help="picture of frames to write")
     return parser
+
+
+def _say_drift(demo: Demo, person: Character, speech: Samples, steps: int) -> Frames:
+    """Render one long video, print one line per minute; returns the frames."""
+    frames = demo.speak(draw_portrait(person, SIZE), speech, MOOD_PROMPTS[0], steps)
+    for minute, steadiness in enumerate(judge_minutes(frames), start=1):
+        _say({"minute": minute} | asdict(steadiness))
+    return frames
+
+
+def _say(line: dict[str, object]) -> None:
+    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.flush()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -219,8 +273,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     demo, corpus = Demo(options.checkpoint, options.device), read_speech(options.speech)
     blocks = int(options.seconds * FPS) // FRAMES_PER_BLOCK
-    length = min(blocks * FRAMES_PER_BLOCK * SPEECH_RATE_HZ // FPS, len(corpus))
-    shown = []
+    length = blocks * FRAMES_PER_BLOCK * SPEECH_RATE_HZ // FPS
+    corpus = np.tile(corpus, -(-length // len(corpus)))
+    shown: list[Frames] = []
     lost = Demo(options.checkpoint, options.device) if options.baselines else None
     if lost is not None:
         lost.forget()
@@ -228,17 +283,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         person = CAST[number] if options.cast else stranger(number)
         start = min(number * len(corpus) // (options.people + 1), len(corpus) - length)
         speech = corpus[start : start + length]
+        if options.drift:
+            shown.append(_say_drift(demo, person, speech, options.steps))
+            continue
         portrait = draw_portrait(person, SIZE)
-        prompts = MOOD_PROMPTS if options.moods else MOOD_PROMPTS[:1]
-        videos = {prompt: demo.speak(portrait, speech, prompt, options.steps) for prompt in prompts}
+        wanted = MOODS if options.moods else MOODS[:1]
+        videos = {
+            mood: demo.speak(portrait, speech, prompt, options.steps)
+            for mood, prompt in zip(wanted, MOOD_PROMPTS, strict=False)
+        }
         shown += list(videos.values())
         if lost is not None:
             videos["still"] = np.repeat(portrait[None], len(shown[-1]), axis=0)
-            videos["random weights"] = lost.speak(portrait, speech, prompts[0], options.steps)
+            videos["random weights"] = lost.speak(portrait, speech, MOOD_PROMPTS[0], options.steps)
         for name, video in videos.items():
-            line = {"who": number, "what": name, **asdict(score(video, person, speech))}
-            sys.stdout.write(json.dumps(line) + "\n")
-            sys.stdout.flush()
+            mood = name if name in MOODS else MOODS[0]
+            judged = asdict(judge_speech(video, person, speech, mood))
+            _say({"who": number, "what": name, **judged, **asdict(judge_steadiness(video))})
     if options.sheet is not None:
         save_sheet(shown, options.sheet)
     return 0
