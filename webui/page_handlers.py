@@ -50,38 +50,18 @@ class PageHandlers:
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    def submit(  # noqa: PLR0913  one parameter for every field of the form
-        self,
-        request: gr.Request,
-        portrait: str | None,
-        speech: str | None,
-        prompt: str,
-        tier: str,
-        num_clip: str,
-        infer_frames: str,
-        sample_steps: str,
-        seed: str,
-        online_decode: bool,
-        size: str,
-        key: str,
-    ) -> str:
+    def submit(self, request: gr.Request, *fields_and_key: Any) -> str:
         """Queue a job; answers with the job, or with everything that is wrong.
 
         A form that comes twice under one key, by a double click or because the first answer was
         lost, makes one job.
+
+        Args:
+            request: of the browser.
+            fields_and_key: values of the form in the order of `_form`, then the key, "" for none.
         """
-        form = Submission(
-            portrait=_path(portrait),
-            speech=_path(speech),
-            prompt=prompt or "",
-            tier=tier or "",
-            num_clip=num_clip,
-            infer_frames=infer_frames,
-            sample_steps=sample_steps,
-            seed=seed,
-            online_decode=online_decode,
-            size=_size_of(tier, size),
-        )
+        *fields, key = fields_and_key
+        form = _form(*fields)
         if missing := form.missing():
             return _answer(ErrorsAnswer(errors=[describe(error) for error in missing]))
         if key:
@@ -92,42 +72,19 @@ class PageHandlers:
             return _answer(ErrorsAnswer(errors=[describe(error)]))
         return _answer(self._service.job_view(job))
 
-    def inspect(  # noqa: PLR0913  one parameter for every field of the form
-        self,
-        portrait: str | None,
-        speech: str | None,
-        prompt: str,
-        tier: str,
-        num_clip: str,
-        infer_frames: str,
-        sample_steps: str,
-        seed: str,
-        online_decode: bool,
-        size: str,
-    ) -> str:
-        """Answer with what is to be said about the inputs so far.
+    def inspect(self, *fields: Any) -> str:
+        """Answer with what is to be said about the inputs so far, in the order of `_form`.
 
         Inspections run side by side: the page takes no answer to an earlier question than the one
         it had.
         """
         asked_at = time.time()
-        form = Submission(
-            portrait=_path(portrait),
-            speech=_path(speech),
-            prompt=prompt or "",
-            tier=tier or "",
-            num_clip=num_clip,
-            infer_frames=infer_frames,
-            sample_steps=sample_steps,
-            seed=seed,
-            online_decode=online_decode,
-            size=_size_of(tier, size),
-        )
+        form = _form(*fields)
         try:
             view = self._service.inspect(form)
         except LiveAvatarError as error:
             view = InspectView(notes=[], errors=[describe(error)])
-        return _answer(view, tier=tier, asked_at=asked_at)
+        return _answer(view, tier=form.tier, asked_at=asked_at)
 
     def choose(self, tier: str) -> tuple[str, bool]:
         """Answer with the tier, and when it decodes as long as nobody says otherwise."""
@@ -159,6 +116,33 @@ class TierName(BaseModel):
     """Which tier was chosen."""
 
     tier: str
+
+
+def _form(  # noqa: PLR0913  one parameter for every field of the form
+    portrait: str | None,
+    speech: str | None,
+    prompt: str,
+    tier: str,
+    num_clip: str,
+    infer_frames: str,
+    sample_steps: str,
+    seed: str,
+    online_decode: bool,
+    size: str,
+) -> Submission:
+    """What the fields of the page say together, as `page.py` lists them."""
+    return Submission(
+        portrait=_path(portrait),
+        speech=_path(speech),
+        prompt=prompt or "",
+        tier=tier or "",
+        num_clip=num_clip,
+        infer_frames=infer_frames,
+        sample_steps=sample_steps,
+        seed=seed,
+        online_decode=online_decode,
+        size=_size_of(tier, size),
+    )
 
 
 def _digest(form: Submission, key: str) -> str:
