@@ -172,20 +172,20 @@ def test_the_operator_sees_every_rank_and_heat_only_where_it_is_measured(
 
 def test_a_size_of_ones_own_says_what_it_costs(context: BrowserContext, tmp_path: Path) -> None:
     settings = ServerSettings(tiers=TIERS, features=Features(custom_tier=True))
-    machine = Machine(4, int(18.5 * 2**30))
+    machine = Machine(4, int(17.4 * 2**30))
     plan = partial(plan_layout, Network())
     model = ServedModel("large", plan=lambda size_hw, sampling: plan(size_hw, sampling, machine))
     with serve(Installation(tmp_path, settings=settings, model=model, with_page=True)) as address:
         page = open_app(context, address)
         page.click("#la-tier input")
         choices = page.inner_text("ul.options")
-        assert re.search(r"Fast · 384×256 · [\d.]+ of 18\.5 GiB", choices), choices
-        assert re.search(r"High · 704×384 · does not fit: [\d.]+ of 18\.5 GiB", choices), choices
+        assert re.search(r"Fast · 384×256 · [\d.]+ of 17\.4 GiB", choices), choices
+        assert re.search(r"High · 704×384 · does not fit: [\d.]+ of 17\.4 GiB", choices), choices
         page.click("ul.options li:last-child")
         page.wait_for_selector("#la-size input")  # the settings unfold by themselves
         page.fill("#la-size input", "384*256")
         page.press("#la-size input", "Tab")
-        until(page, "/[\\d.]+ of 18\\.5 GiB/.test(document.getElementById('la-cost').textContent)")
+        until(page, "/[\\d.]+ of 17\\.4 GiB/.test(document.getElementById('la-cost').textContent)")
         assert page.is_visible("#la-size input")
         page.fill("#la-size input", "1280*720")
         page.press("#la-size input", "Tab")
