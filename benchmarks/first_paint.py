@@ -26,7 +26,6 @@ from pathlib import Path
 import torch
 import uvicorn
 from playwright.sync_api import Browser, Page, sync_playwright
-from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
 
 from benchmarks.environment import describe_environment
 from liveavatar.config import SamplingConfig
@@ -47,7 +46,6 @@ from webui.settings import ServerSettings
 
 _PACE = Pace(load_s=0.1, prepare_s=1.0, fps=30.0)
 _PATIENCE_MS = 60_000
-_CLICKS, _CLICK_MS = 6, 10_000
 _WATCH = """(patienceMs) => new Promise((painted, missed) => {
   const video = document.getElementById("la-video");
   video.requestVideoFrameCallback((now) => painted(performance.timeOrigin + now));
@@ -141,12 +139,9 @@ def run_once(browser: Browser, address: str, decoded: Decoded) -> float:
 
 
 def _choose_example(page: Page) -> None:
-    """Click until the form is filled: Gradio shows its buttons before it listens to them."""
-    for _ in range(_CLICKS):
-        page.click("#la-example-maya")
-        with contextlib.suppress(PlaywrightTimeoutError):
-            page.wait_for_selector("#la-speech .waveform-container", timeout=_CLICK_MS)
-            break
+    """Click an example and wait until it has filled the form."""
+    page.click("#la-example-maya")
+    page.wait_for_selector("#la-speech .waveform-container")
     _wait_until(page, _PROMPT_IS_FILLED)
 
 

@@ -28,7 +28,8 @@ _READ = re.compile(
     r"|/queue/data|/upload_progress|/file=.+"
 )
 _FOLLOWED = re.compile(r"/call/(submit|status|cancel|result)/[0-9a-f]{32}")
-_CALL = re.compile(r"/queue/join|/call/(submit|status|cancel|result)/?")
+_BY_NUMBER = ("/queue/join", "/run/predict")  # how programs and how our page call a function
+_CALL = re.compile("|".join((*_BY_NUMBER, "/call/(submit|status|cancel|result)/?")))
 _CALL_BYTES = 1_000_000
 
 # Only these are shown by a browser; another file that users give is for saving.
@@ -72,7 +73,7 @@ class GradioGate:
                 return
             send = _inert(send)
         if scope["method"] == "POST":
-            body, refusal = await self._checked_body(receive, by_number=path == "/queue/join")
+            body, refusal = await self._checked_body(receive, path)
             if refusal is not None:
                 await refuse(*refusal)(scope, receive, send)
                 return
@@ -93,19 +94,22 @@ class GradioGate:
             return False
         return path.is_relative_to(self._files) and path != self._files
 
-    def _misfit(self, call: dict[str, Any]) -> str | None:
+    def _misfit(self, call: dict[str, Any], *, is_queued: bool) -> str | None:
         """What does not fit about a call by number; Gradio would log pages about it."""
         functions = self._page.dependencies
         number: Any = call.get("fn_index")
         if number not in range(len(functions)):
             return "fn_index: there is no such function"
-        expected = len(functions[int(number)]["inputs"])
+        function = functions[int(number)]
+        if is_queued != (function["queue"] is not False):
+            return "fn_index: this function is called over the other route"
+        expected = len(function["inputs"])
         if len(call["data"]) != expected:
             return f"data: expected {expected} values, got {len(call['data'])}"
         return None
 
     async def _checked_body(
-        self, receive: Receive, *, by_number: bool
+        self, receive: Receive, route: str
     ) -> tuple[bytes, tuple[int, str] | None]:
         """Read a small JSON body; no value in it may name a file or an address of its own."""
         body = bytearray()
@@ -125,12 +129,13 @@ class GradioGate:
         if not isinstance(content, dict) or not isinstance(content.get("data"), list):
             return b"", (422, "expected an object with a list of data")
         session = content.get("session_hash")
+        by_number = route in _BY_NUMBER
         if (by_number or session is not None) and not _is_session(session):
             return b"", (422, "session_hash: expected 1 to 64 letters, digits and dashes")
         for path in paths:
             if not isinstance(path, str) or not self._may_read(path):
                 return b"", (403, "path: names a file that was not uploaded here")
-        if by_number and (misfit := self._misfit(content)) is not None:
+        if by_number and (misfit := self._misfit(content, is_queued=route == _BY_NUMBER[0])):
             return b"", (422, misfit)
         return bytes(body), None
 

@@ -23,10 +23,13 @@ from webui.tier_texts import LANGUAGES
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _FONTS = ("system-ui", "sans-serif")  # the style sheet has the whole list
+# A call is one request and its answer, past Gradio's queue. A queued one is answered over an event
+# stream that all calls of a tab share, and Gradio 4.25 loses the answer to a call that joins while
+# the stream closes: a click on Generate came to nothing.
 _ONCE: dict[str, Any] = {
     "api_name": False,
     "show_progress": "hidden",
-    "concurrency_limit": None,
+    "queue": False,
     "trigger_mode": "multiple",
 }
 
@@ -39,7 +42,7 @@ def build_page(service: Service) -> gr.Blocks:
         _template("header")
         with gr.Row(elem_id="la-work"):
             with gr.Column(elem_id="la-form"):
-                _build_form(PageHandlers(service))
+                _build_form(page, PageHandlers(service))
             with gr.Column(elem_id="la-view"):
                 _template("stage")
                 _template("panels")
@@ -47,7 +50,7 @@ def build_page(service: Service) -> gr.Blocks:
     return page
 
 
-def _build_form(handlers: PageHandlers) -> None:
+def _build_form(page: gr.Blocks, handlers: PageHandlers) -> None:
     _markup('<p class="la-label" data-text="examples">Start from an example</p>')
     with gr.Row(elem_id="la-examples"):
         examples = [gr.Button(name, elem_id=f"la-example-{name}") for name in EXAMPLES]
@@ -78,7 +81,9 @@ def _build_form(handlers: PageHandlers) -> None:
     key = gr.Textbox(elem_id="la-key", elem_classes="la-hidden", show_label=False)
     fields = [portrait, speech, prompt, tier, *texts[:4], online, *texts[4:]]
     generate.click(handlers.submit, [*fields, key], _answer("submitted"), **_ONCE)
-    tier.change(handlers.choose, tier, [_answer("chosen"), online], **_ONCE)
+    chosen = [_answer("chosen"), online]
+    for tell in (page.load, tier.change):  # the modules take the first call for: Gradio listens
+        tell(handlers.choose, tier, chosen, **_ONCE)
     changes = [portrait.change, speech.change, tier.change, online.input]
     inspected = _answer("inspected")
     for tell in (*changes, *(text.blur for text in texts)):

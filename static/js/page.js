@@ -1,5 +1,6 @@
 // The page: who tells whom.
 
+import { Calls } from "./calls.js";
 import { Fields } from "./fields.js";
 import { Follower } from "./follower.js";
 import { Group } from "./group.js";
@@ -12,13 +13,16 @@ import { applyTexts, chooseLanguage, language, say } from "./texts.js";
 import { watchUploads } from "./uploads.js";
 
 const SHOWN = "la_shown_job";
+const LEAVING_MS = 3000;
 const PATIENCE_MS = 30_000;
+const PRESSED = "#la-generate, #la-examples button, [id^=la-tell-]";
 const OPEN = new Set(["queued", "running"]);
 
 const at = (id) => document.getElementById(id);
 
 let refusedUpload = () => {};
 watchUploads((refusal) => refusedUpload(refusal));
+const calls = new Calls();
 
 class Page {
   #stage = new Stage();
@@ -44,7 +48,7 @@ class Page {
     for (const button of document.querySelectorAll("[data-language]")) {
       button.addEventListener("click", () => chooseLanguage(button.dataset.language));
     }
-    at("la-generate").addEventListener("click", () => this.#sending(true), { capture: true });
+    this.#followCalls();
     at("la-cancel").addEventListener("click", () => this.#cancel());
     whenAnswered("la-submitted", (answer) => this.#takeJob(answer));
     whenAnswered("la-inspected", (answer) => {
@@ -66,9 +70,35 @@ class Page {
     this.#drawButtons();
   }
 
+  /** From a click on Generate to its answer; there is one for each click, within seconds. */
+  #followCalls() {
+    at("la-generate").addEventListener("click", () => this.#sending(LEAVING_MS), { capture: true });
+    const isOurs = ({ body }) => body.includes(keyField().value);
+    calls.addEventListener("left", ({ detail }) => {
+      if (isOurs(detail)) this.#sending(PATIENCE_MS);
+    });
+    calls.addEventListener("failed", ({ detail }) => {
+      if (isOurs(detail)) this.#refuse(detail.message);
+    });
+    if (calls.haveBegun) return;
+    // Gradio shows its buttons before it listens to them: until then nobody can press one in vain.
+    const buttons = document.querySelectorAll(PRESSED);
+    for (const button of buttons) button.disabled = true;
+    const begin = () => {
+      for (const button of buttons) button.disabled = false;
+      this.#tellTiers();
+    };
+    calls.addEventListener("left", begin, { once: true });
+  }
+
+  #refuse(message) {
+    this.#sending(0);
+    this.#fields.showError({ field: null, ...(message ? { message } : { key: "no_answer" }) });
+  }
+
   /** A handler answered: a job, or why there is none. */
   #takeJob(answer) {
-    this.#sending(false);
+    this.#sending(0);
     if (answer.errors) {
       for (const error of [...answer.errors].reverse()) this.#fields.showError(error);
       return;
@@ -155,7 +185,7 @@ class Page {
     this.#config = await ask("api/config").catch(() => this.#config);
     if (!this.#config) return;
     this.#fields.setTiers(this.#config.tiers);
-    at(`la-tell-${language()}`).click();
+    this.#tellTiers();
     this.#drawModel();
     at("la-logout").hidden = !this.#config.features.admin;
   }
@@ -169,8 +199,13 @@ class Page {
     applyTexts();
     applyGradioTexts();
     this.#drawModel();
-    if (this.#config) at(`la-tell-${language()}`).click();
+    if (this.#config) this.#tellTiers();
     this.#drawButtons();
+  }
+
+  /** Have the tiers said in the present language, with what was measured lately. */
+  #tellTiers() {
+    at(`la-tell-${language()}`).click();
   }
 
   #drawModel() {
@@ -184,14 +219,13 @@ class Page {
     at("la-cancel").disabled = !this.#job?.can_cancel;
   }
 
-  #sending(isSending) {
+  /** Show that the form is being sent, for so many milliseconds at most; 0: no more. */
+  #sending(patienceMs) {
     clearTimeout(this.#timer);
+    const isSending = patienceMs > 0;
     if (isSending) {
       this.#fields.clearErrors();
-      this.#timer = setTimeout(() => {
-        this.#sending(false);
-        this.#fields.showError({ field: null, key: "no_answer" });
-      }, PATIENCE_MS);
+      this.#timer = setTimeout(() => this.#refuse(), patienceMs);
     }
     document.body.classList.toggle("la-sending", isSending);
     at("la-generate").setAttribute("aria-busy", String(isSending));
@@ -203,10 +237,12 @@ class Page {
  * because the answer was lost on its way, makes no second video.
  */
 function renewKey() {
-  const field = at("la-key").querySelector("textarea, input");
+  const field = keyField();
   field.value = [...crypto.getRandomValues(new Uint32Array(4))].map((part) => part.toString(36)).join("");
   field.dispatchEvent(new Event("input", { bubbles: true }));
 }
+
+const keyField = () => at("la-key").querySelector("textarea, input");
 
 /** Hand over what a handler writes into its answer. */
 function whenAnswered(id, take) {

@@ -156,35 +156,6 @@ def test_a_refresh_rejoins_and_a_late_viewer_sees_it_from_the_start(
     wait_for_frames(page, 10)
 
 
-_CLICK = "document.getElementById('la-generate').click()"
-
-
-def test_what_is_sent_twice_is_made_once(context: BrowserContext, address: str) -> None:
-    page = open_app(context, address)
-    waiting: set[object] = set()
-    page.on("request", lambda request: "/queue/data" in request.url and waiting.add(request))
-    for end in ("requestfinished", "requestfailed"):  # either side may close a stream
-        page.on(end, lambda request: waiting.discard(request))
-    choose_example(page, "oliver")
-    until(page, "document.querySelector('#la-key input, #la-key textarea').value.length > 9")
-    jobs = lambda: context.request.get(f"{address}/api/jobs").json()  # noqa: E731
-    until(page, "document.querySelector('#la-inspected data')")
-    for _ in range(200):  # until all that was asked before is answered
-        page.wait_for_timeout(100 if waiting else 0)
-    assert not waiting
-    page.route("**/queue/data*", lambda route: route.abort())  # answers are lost on their way
-    page.evaluate(_CLICK)
-    wait_until(lambda: len(jobs()) == 1, "the form arrives")
-    with page.expect_response("**/queue/join*"):
-        page.evaluate(f"{_CLICK}; {_CLICK}")
-    page.unroute("**/queue/data*")
-    page.wait_for_selector("#la-numbers:not([hidden])", timeout=20_000)
-    wait_for_step(page, "Done")
-    assert len(jobs()) == 1
-    page.evaluate(_CLICK)  # what is sent anew is made anew
-    wait_until(lambda: len(jobs()) == 2, "another one")
-
-
 _HIDE = """(isHidden) => {
   Object.defineProperty(document, "hidden", { value: isHidden, configurable: true });
   document.dispatchEvent(new Event("visibilitychange"));

@@ -176,9 +176,11 @@ def _damaged(chance: random.Random, data: bytes) -> bytes:
 
 
 def _call(chance: random.Random) -> Request:
-    path = chance.choice(("/queue/join", "/call/submit", "/call/status", "/call/cancel", "/login"))
+    path = chance.choice(
+        ("/queue/join", "/run/predict", "/call/submit", "/call/status", "/call/cancel", "/login")
+    )
     body: Any = {"data": [_value(chance, 4) for _ in range(chance.randrange(13))]}
-    body |= {"fn_index": chance.choice((0, 12, 13, 14, 15)), "session_hash": "fuzz"}
+    body |= {"fn_index": chance.choice((0, 3, 20, 21, 22, 23)), "session_hash": "fuzz"}
     if chance.random() < 0.5:
         name = chance.choice(
             ("data", "fn_index", "session_hash", "event_data", "trigger_id", "batched")

@@ -40,12 +40,14 @@ class Target:
         functions: numbers of its functions by the name they have for programs; False for one of
             those without.
         num_functions: how many there are.
+        direct: numbers of those that are called past the queue.
     """
 
     address: str
     folder: Path
     functions: dict[str | bool, int] = field(default_factory=dict)
     num_functions: int = 0
+    direct: frozenset[int] = frozenset()
 
     def request(self, method: str, path: str, **options: Any) -> httpx.Response:
         """Ask, as a stranger without cookies does."""
@@ -66,16 +68,21 @@ class Target:
         made = self.get("/config").json()["dependencies"]
         self.functions = {one["api_name"]: number for number, one in enumerate(made)}
         self.num_functions = len(made)
+        self.direct = frozenset(n for n, one in enumerate(made) if one["queue"] is False)
 
     def join(self, function: int, data: list[Any], session: str = "s") -> httpx.Response:
         """Ask for a function by its number, as Gradio's page does."""
         body = {"data": data, "fn_index": function, "session_hash": session}
-        return self.post("/queue/join", json=body)
+        is_direct = isinstance(function, int) and function in self.direct
+        return self.post("/run/predict" if is_direct else "/queue/join", json=body)
 
     def call(self, function: int, data: list[Any], session: str) -> Any:
         """What a function answers with; None where the call is refused or fails."""
-        if self.join(function, data, session).status_code != 200:
+        answer = self.join(function, data, session)
+        if answer.status_code != 200:
             return None
+        if function in self.direct:
+            return answer.json()["data"]
         with httpx.stream(
             "GET", f"{self.address}/queue/data", params={"session_hash": session}, timeout=30
         ) as events:

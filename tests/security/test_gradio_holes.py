@@ -23,6 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # Gradio uses what is depreca
 PAGE = b"<html><script>document.title = document.cookie</script></html>"
 DRAWING = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
 EVIL = {"Origin": "https://evil.example"}
+CALLED = ("/queue/join", "/run/predict")  # where functions are called by their number
 
 
 def leaves(answer: httpx.Response) -> list[str]:
@@ -60,7 +61,7 @@ def test_the_server_fetches_no_address_for_a_stranger(
         [json.dumps([hidden])],
         [hidden.replace("path", "p\\u0061th")],
     ):
-        for route in ("/queue/join", "/call/status", "/call/submit", "/api/predict", "/api/status"):
+        for route in (*CALLED, "/call/status", "/call/submit", "/api/predict", "/api/status"):
             body = {"data": value, "fn_index": ours.functions["status"], "session_hash": "s"}
             assert ours.post(route, json=body).status_code in (403, 404), (route, value)
     assert internal.asked == []
@@ -276,7 +277,8 @@ def test_no_source_can_be_read_beside_a_component(plain: Target, ours: Target) -
         "/static/../app.py",
         "/static/css/%2e%2e/%2e%2e/app.py",
         "/assets/%2e%2e/index.html",
-        "/run/predict",
+        "/run/status",
+        "/run/predict/x",
         "/api/predict",
         "/api/submit",
         "/reset",
@@ -320,6 +322,11 @@ def test_hidden_functions_give_nothing_that_is_not_for_all(plain: Target, ours: 
         assert status == 422, session
     for number in (len(made), -1, 10**9, "0", 1.5, None, []):
         assert ours.join(number, []).status_code == 422, number  # type: ignore[arg-type]
+    for number, function in enumerate(made):
+        body = {"data": [None] * len(function["inputs"]), "fn_index": number, "session_hash": "s"}
+        other = CALLED[0] if number in ours.direct else CALLED[1]
+        refused = ours.post(other, json=body)
+        assert (refused.status_code, "other route" in refused.text) == (422, True), number
 
 
 # --- Floods --------------------------------------------------------------------------------------
@@ -367,7 +374,7 @@ def test_every_answer_carries_the_headers(ours: Target) -> None:
         assert headers["referrer-policy"] == "same-origin"
 
 
-@pytest.mark.parametrize("path", ["/login", "/queue/join", "/call/status", "/api/group/ceiling"])
+@pytest.mark.parametrize("path", [*CALLED, "/login", "/call/status", "/api/group/ceiling"])
 def test_what_is_no_upload_is_small_before_it_is_read(ours: Target, path: str) -> None:
     parts = urlsplit(ours.address)
     for kind in ("application/json", "multipart/form-data; boundary=b"):

@@ -1,0 +1,140 @@
+"""A click on Generate is acted on, or visibly refused within seconds, whatever goes wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.e2e.browser import launch
+from tests.e2e.page_driver import choose_example, open_app, until, wait_for_step
+from tests.web.live_server import Installation, Pace, serve, wait_until
+
+if TYPE_CHECKING:
+    from playwright.sync_api import APIResponse, Browser, BrowserContext, Route
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.filterwarnings("ignore"),  # Gradio uses what is deprecated
+]
+
+_CALLS = "**/run/predict*"
+_CLICK = "document.getElementById('la-generate').click()"
+_REFUSED = ".la-notes[data-field=form] .la-error"
+_SHOWN = "#la-numbers:not([hidden])"
+_SOON_MS = 15_000  # the page gives up after 3 s; the rest is for a busy machine
+
+# Clicks in the first frame in which the button can be pressed, before any person could.
+_CLICK_FIRST = """
+const look = () => {
+  const button = document.getElementById("la-generate");
+  if (button && !button.disabled) button.click();
+  else requestAnimationFrame(look);
+};
+look();
+"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with launch() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    pace = Pace(load_s=0.1, prepare_s=0.1, fps=200.0)
+    with serve(
+        Installation(tmp_path_factory.mktemp("clicks"), pace=pace, with_page=True)
+    ) as address:
+        yield address
+
+
+@pytest.fixture
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    context = browser.new_context(locale="en-US", viewport={"width": 1366, "height": 900})
+    yield context
+    context.close()
+
+
+def test_the_first_click_that_is_possible_counts(context: BrowserContext, address: str) -> None:
+    page = context.new_page()
+    page.add_init_script(_CLICK_FIRST)
+    page.goto(address)
+    page.wait_for_selector(".la-notes[data-field=portrait] .la-error", timeout=_SOON_MS)
+    assert "choose a picture" in page.inner_text(".la-notes[data-field=portrait]").lower()
+
+
+def test_no_click_is_lost_to_the_end_of_an_event_stream(
+    context: BrowserContext, address: str
+) -> None:
+    """Gradio's queue answers over a stream that it ends; a call in this moment waited for ever."""
+    page = open_app(context, address)
+    choose_example(page, "lin")
+    page.click("#la-fold")
+    until(page, "document.querySelector('#la-inspected data')")
+    page.wait_for_timeout(1500)  # all that the example set off is answered
+    held: list[tuple[Route, APIResponse]] = []
+    page.route("**/queue/data*", lambda route: held.append((route, route.fetch())))
+    serial = "document.querySelector('#la-inspected data').dataset.serial"
+    known = page.evaluate(serial)
+    page.fill("#la-seed input", "7")
+    page.press("#la-seed input", "Tab")  # asks for an inspection
+    wait_until(lambda: held or page.evaluate(serial) != known, "the server has answered")
+    page.click("#la-generate")
+    page.wait_for_timeout(1000)
+    for route, answer in held:  # only now the page hears that the stream has ended
+        route.fulfill(response=answer)
+    page.unroute("**/queue/data*")
+    page.wait_for_selector(_SHOWN, timeout=_SOON_MS)
+
+
+def test_a_click_that_gradio_does_not_send_is_refused(
+    context: BrowserContext, address: str
+) -> None:
+    page = open_app(context, address)
+    page.evaluate("window.requestAnimationFrame = () => 0")  # Gradio sends in the next frame
+    page.evaluate(_CLICK)
+    page.wait_for_selector(_REFUSED, timeout=_SOON_MS)
+    assert page.evaluate("document.body.classList.contains('la-sending')") is False
+
+
+def test_what_the_server_says_instead_of_an_answer_is_shown(
+    context: BrowserContext, address: str
+) -> None:
+    page = open_app(context, address)
+    choose_example(page, "ravi")
+    message = "too many requests; try again in 3 s"
+    body = json.dumps({"error": {"field": None, "message": message}})
+    page.route(_CALLS, lambda route: route.fulfill(status=429, body=body))
+    page.click("#la-generate")
+    page.wait_for_selector(_REFUSED, timeout=_SOON_MS)
+    assert page.inner_text(_REFUSED).lower() == message
+    page.unroute(_CALLS)
+    page.click("#la-generate")
+    page.wait_for_selector(_SHOWN, timeout=_SOON_MS)
+
+
+def test_what_is_sent_twice_is_made_once(context: BrowserContext, address: str) -> None:
+    page = open_app(context, address)
+    choose_example(page, "oliver")
+    until(page, "document.querySelector('#la-key input, #la-key textarea').value.length > 9")
+    jobs = lambda: context.request.get(f"{address}/api/jobs").json()  # noqa: E731
+
+    def lose_answer(route: Route) -> None:
+        route.fetch()
+        route.abort()
+
+    page.route(_CALLS, lose_answer)
+    page.evaluate(_CLICK)
+    page.wait_for_selector(_REFUSED, timeout=_SOON_MS)
+    assert len(jobs()) == 1
+    page.unroute(_CALLS)
+    page.evaluate(f"{_CLICK}; {_CLICK}")
+    page.wait_for_selector(_SHOWN, timeout=_SOON_MS)
+    wait_for_step(page, "Done")
+    assert len(jobs()) == 1
+    page.evaluate(_CLICK)  # what is sent anew is made anew
+    wait_until(lambda: len(jobs()) == 2, "another one")
