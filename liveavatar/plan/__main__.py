@@ -128,12 +128,12 @@ def _text(tier: Tier, plan: LayoutPlan) -> Iterator[str]:
         f"of {machine.memory_bytes / GIB:.2f} GiB"
     )
     yield f"  {plan.precision}; GiB per rank:"
-    yield "  rank          device" + "".join(f"{title:>10}" for _, title in _PARTS)
+    yield "  rank          device" + "".join(f"{title:>11}" for _, title in _PARTS)
     shared = [part for part in plan.stages for _ in range(machine.sharing.size)]
     names = [f"{r} layers {part.start}-{part.stop - 1}" for r, part in enumerate(shared)]
     names.append(f"{len(names)} media")
     for name, device, rank in zip(names, machine.devices, plan.ranks, strict=True):
-        cells = "".join(f"{getattr(rank, part) / GIB:10.2f}" for part, _ in _PARTS)
+        cells = "".join(f"{getattr(rank, part) / GIB:11.2f}" for part, _ in _PARTS)
         yield f"  {name:<14}{device:>6}{cells}"
     yield f"  {plan.verdict}"
     if plan.jobs_at_once == 1:
