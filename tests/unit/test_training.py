@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from benchmarks.quality import PEOPLE_SEED, SIZE, Demo
 from examples.cartoon.scene import draw_portrait
@@ -15,6 +16,7 @@ from liveavatar.model.vae_stream import decode
 from liveavatar.sampling import make_schedule
 from liveavatar.single_device import Draws, Models, generate_latents
 from liveavatar.timeline import Timeline
+from training.amplify_speech import amplify
 from training.avatar import Avatar, Position, Scene
 from training.checkpoint_writer import load_autoencoder, load_for_training, write_autoencoder
 from training.clips import Corpus, draw_clip
@@ -184,6 +186,19 @@ def test_the_rate_of_a_finishing_run_falls_from_the_start():
     run, finishing = Run(100.0), Run(100.0, finish=True)
     assert run.size(200, 0.3) == 1.0
     assert [finishing.size(200, share) for share in (0.0, 0.25, 1.0)] == [1.0, 0.75, 0.0]
+
+
+def test_what_speech_adds_is_multiplied_and_nothing_else(tmp_path: Path):
+    stored = {
+        "audio_injector.injector.0.o.weight": torch.ones(2, 2, dtype=torch.float16),
+        "audio_injector.injector.0.v.weight": torch.ones(2, 2, dtype=torch.float16),
+    }
+    path = tmp_path / "diffusion_pytorch_model-00001-of-00001.safetensors"
+    save_file(stored, path)
+    assert amplify(tmp_path, 1.5) == 1
+    made = load_file(path)
+    assert torch.equal(made["audio_injector.injector.0.o.weight"], torch.full((2, 2), 1.5).half())
+    assert torch.equal(made["audio_injector.injector.0.v.weight"], torch.ones(2, 2).half())
 
 
 def test_a_seed_draws_the_same_clip(tmp_path: Path):
