@@ -249,6 +249,16 @@ def run(options: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
+def _said(error: Exception) -> str:
+    """An error in one line; what the client says of a network goes on for many."""
+    if isinstance(error, OSError) and error.errno is None and not isinstance(error, HfHubHTTPError):
+        return (
+            f"the hub cannot be reached ({type(error).__name__}); look at the network and its "
+            "proxy, or name a mirror with --endpoint"
+        )
+    return " ".join(str(error).split())[:300]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     try:
@@ -257,8 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {error}\n")
         return EXIT_REFUSED
     except (LiveAvatarError, OSError) as error:
-        said = " ".join(str(error).split())[:300]
-        sys.stderr.write(f"error: {said}; run the command again to go on\n")
+        sys.stderr.write(f"error: {_said(error)}; run the command again to go on\n")
         return EXIT_UNFINISHED
 
 

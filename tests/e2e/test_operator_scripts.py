@@ -119,6 +119,16 @@ def test_the_guardian_restarts_until_success(tmp_path: Path) -> None:
     assert "ended with status 1; restart 2 in 0.05 s" in done.stderr
 
 
+def test_the_guardian_pauses_for_30_seconds(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    sleep = tmp_path / "bin/sleep"
+    sleep.write_text(f'#!/bin/sh\necho "$1" >>"{tmp_path}/pauses"\n')
+    sleep.chmod(0o755)
+    done = run(fails_until(tmp_path, 3, 1), PATH=f"{sleep.parent}:{os.environ['PATH']}")
+    assert (done.returncode, runs(tmp_path)) == (0, 3)
+    assert (tmp_path / "pauses").read_text() == "30\n30\n"
+
+
 def test_the_guardian_does_not_repeat_what_cannot_work(tmp_path: Path) -> None:
     done = run(fails_until(tmp_path, 9, 2), PAUSE_S=0.05)
     assert (done.returncode, runs(tmp_path)) == (2, 1)

@@ -187,6 +187,7 @@ def test_what_cannot_work_is_one_line(
     assert main(["--to", str(tmp_path), "--endpoint", "http://127.0.0.1:9"]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
+    assert error.startswith("error: the hub cannot be reached (")
     assert "run the command again" in error
 
 
