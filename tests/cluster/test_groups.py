@@ -6,7 +6,6 @@ from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
 import pytest
 import ray
 
@@ -17,31 +16,13 @@ from liveavatar.cluster.names import find_group
 from liveavatar.cluster.pool import Pool
 from liveavatar.jobs.job import JobState
 from liveavatar.media.live_file import complete_length
-from tests.faults.suite import pictures
+from tests.faults.suite import goes_on, pictures
 from tests.unit.mp4_material import decode_video
 from tests.unit.postgres_cluster import cluster, find_binaries
 
 pytestmark = pytest.mark.timeout(600)
 
 LONG = 129  # frames of the whole speech
-
-
-def goes_on(ours: np.ndarray, whole: np.ndarray) -> bool:
-    """Whether a video with a cut shows the frames of one without, each in its place.
-
-    Behind the cut the encoder begins anew and gives the same frames other steps of quality, for as
-    long as its rate control remembers; `tests/distributed/test_resume.py` compares the latents.
-    """
-
-    def errors(shift: int) -> np.ndarray:
-        return np.abs(ours.astype(int) - np.roll(whole, shift, axis=0)).mean(axis=(1, 2, 3))
-
-    (unlike,) = errors(0).nonzero()
-    if not len(unlike):
-        return True
-    behind = slice(unlike[0], len(whole) - 1)
-    best = min(errors(-1)[behind].mean(), errors(1)[behind].mean())
-    return bool(errors(0).max() < 4 and errors(0)[behind].mean() < best)
 
 
 def says_that_it_leaves(here: Site, number: int) -> bool:
