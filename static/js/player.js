@@ -48,7 +48,9 @@ export class Player extends EventTarget {
    * @param {boolean} starts whether a job that has ended begins to play by itself.
    */
   show(job, expectedRate = null, starts = true) {
-    if (job.live_url !== this.#job?.live_url) {
+    const isOpen = job.state === "queued" || job.state === "running";
+    const hasNothing = !isOpen && !job.frames && !job.video_url; // ended before its first picture
+    if (hasNothing || job.live_url !== this.#job?.live_url) {
       this.clear();
       this.#isWanted = starts;
     }
