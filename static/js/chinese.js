@@ -130,6 +130,8 @@ export const chinese = {
   op_item: "当前",
   op_jobs: "任务",
   op_none: "无",
+  op_ceiling: "新视频最高为 {tier}：{reason}",
+  op_lift: "恢复全部画质",
   op_errors: "最近的错误",
   share_open: "我也来做一个",
   reconnecting: "连接中断，正在重试…",

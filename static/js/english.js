@@ -138,6 +138,8 @@ export const english = {
   op_item: "Now",
   op_jobs: "Jobs",
   op_none: "none",
+  op_ceiling: "New videos are made at most at {tier}: {reason}",
+  op_lift: "Allow all tiers",
   op_errors: "Last errors",
   // Share page
   share_open: "Make your own",

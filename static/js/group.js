@@ -14,7 +14,14 @@ export class Group extends EventTarget {
   constructor() {
     super();
     window.addEventListener("la-language", () => this.#draw());
+    document.getElementById("la-op-lift").addEventListener("click", () => this.#liftCeiling());
     this.#watch();
+  }
+
+  /** Where this fails, the limit stays in sight, and so does the button. */
+  async #liftCeiling() {
+    this.#state = await ask("api/group/ceiling", "DELETE").catch(() => this.#state);
+    this.#draw();
   }
 
   async #watch() {

@@ -8,7 +8,12 @@ export function drawOperators(group) {
   const panel = document.getElementById("la-operators");
   panel.hidden = !group?.ranks;
   if (!group?.ranks) return;
+  const { tier, reason } = group.ceiling ?? {};
+  document.getElementById("la-op-ceiling").hidden = !tier;
+  const limit = tier ? say("op_ceiling", { tier, reason }) : "";
+  document.getElementById("la-op-ceiling-text").textContent = limit;
   const body = document.getElementById("la-operators-body");
+  const scrolled = body.querySelector(".la-op-scroll")?.scrollLeft ?? 0;
   body.replaceChildren(
     stateLine(group),
     ...clusterLists(group),
@@ -16,6 +21,7 @@ export function drawOperators(group) {
     jobList(group),
     errorList(group),
   );
+  body.querySelector(".la-op-scroll").scrollLeft = scrolled;
 }
 
 function make(name, className, ...children) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from base64 import b64encode
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -24,13 +25,15 @@ from liveavatar.request import parse_size
 from tests.e2e.browser import launch
 from tests.e2e.page_driver import choose_example, open_app, until, write_beeps
 from tests.web.live_server import PORTRAIT, Installation, Pace, serve
+from webui.auth import read_accounts
 from webui.offers import ServedModel
 from webui.schemas import describe
+from webui.server import Access
 from webui.settings import Features, ServerSettings
 from webui.submission import Submission
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, BrowserContext, Page
+    from playwright.sync_api import Browser, BrowserContext, Page, Route
 
 pytestmark = [
     pytest.mark.browser,
@@ -168,6 +171,42 @@ def test_the_operator_sees_every_rank_and_heat_only_where_it_is_measured(
         assert "stage 0 (0–39)" in text
         assert "1.0 / 2.0 GiB" in text
         assert ("71 °C" in text, "Temp." in text, "25 %" in text) == (shown,) * 3, text
+
+
+def test_a_video_that_ended_before_its_first_picture_says_so(
+    context: BrowserContext, address: str
+) -> None:
+    def end(route: Route) -> None:
+        answer = route.fetch()
+        ended = {"state": "cancelled", "frames": 0, "video_url": None, "can_cancel": False}
+        route.fulfill(response=answer, json=answer.json() | ended)
+
+    page = open_app(context, address)
+    choose_example(page, "lin")
+    page.route("**/api/jobs/*", end)
+    page.click("#la-generate")
+    until(page, "document.getElementById('la-headline').textContent === 'Cancelled'")
+    assert page.is_visible("#la-message")
+    assert page.is_disabled("#la-play")
+
+
+def test_the_operator_sees_and_lifts_the_highest_tier(browser: Browser, tmp_path: Path) -> None:
+    accounts = read_accounts("ann:secret", "test", b"k" * 32)
+    installation = Installation(tmp_path, access=Access(accounts), with_page=True)
+    installation.store.set_ceiling("fast", "gpu 0 holds 21500 MB")
+    with serve(installation) as address:
+        basic = b64encode(b"ann:secret").decode()
+        headers = {"Authorization": f"Basic {basic}"}
+        context = browser.new_context(locale="en-US", extra_http_headers=headers)
+        page = open_app(context, address)
+        page.wait_for_selector("#la-ceiling-chip:not([hidden])", timeout=20_000)
+        assert "at most fast" in page.inner_text("#la-ceiling-chip")
+        assert "gpu 0 holds 21500 MB" in page.inner_text("#la-op-ceiling")
+        page.click("#la-op-lift")
+        until(page, "document.getElementById('la-ceiling-chip').hidden")
+        assert installation.store.ceiling() is None
+        assert not page.is_visible("#la-op-lift")
+        context.close()
 
 
 def test_a_size_of_ones_own_says_what_it_costs(context: BrowserContext, tmp_path: Path) -> None:
