@@ -18,7 +18,7 @@ _WORDS = {
         "memory": "{used:.1f} of {there:.1f} GiB",
         "first": "first frame {seconds:.1f} s",
         "fps": "{fps:.0f} fps",
-        "unmeasured": "speed not measured yet",
+        "unmeasured": "not timed yet",
         "no": "does not fit: {used:.1f} of {there:.1f} GiB",
         "custom": "size and settings of your own",
     },

@@ -7,6 +7,7 @@ import { Group } from "./group.js";
 import { applyGradioTexts } from "./gradio_texts.js";
 import { History } from "./history.js";
 import { FPS } from "./player.js";
+import { keepPresses } from "./presses.js";
 import { ask } from "./server.js";
 import { Stage } from "./stage.js";
 import { applyTexts, chooseLanguage, language, say } from "./texts.js";
@@ -23,6 +24,7 @@ const at = (id) => document.getElementById(id);
 let refusedUpload = () => {};
 watchUploads((refusal) => refusedUpload(refusal));
 const calls = new Calls();
+keepPresses("#la-form, #la-buttons");
 
 class Page {
   #stage = new Stage();

@@ -138,3 +138,29 @@ def test_what_is_sent_twice_is_made_once(context: BrowserContext, address: str) 
     assert len(jobs()) == 1
     page.evaluate(_CLICK)  # what is sent anew is made anew
     wait_until(lambda: len(jobs()) == 2, "another one")
+
+
+def test_a_press_counts_though_the_button_moves_before_it_ends(
+    context: BrowserContext, address: str
+) -> None:
+    """A browser makes a click only of a press and a release on the same element."""
+    page = open_app(context, address)
+    page.set_viewport_size({"width": 1366, "height": 1100})  # in a low one the button stays put
+    box = page.locator("#la-generate").bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 80, box["y"] + 4)
+    page.mouse.down()
+    page.evaluate("document.getElementById('la-speech').style.minHeight = '200px'")
+    page.mouse.up()
+    page.wait_for_selector(".la-notes[data-field=portrait] .la-error", timeout=_SOON_MS)
+
+
+def test_a_recording_that_appears_leaves_the_button_in_its_place(
+    context: BrowserContext, address: str
+) -> None:
+    page = open_app(context, address)
+    page.set_viewport_size({"width": 1366, "height": 1100})
+    place = "document.getElementById('la-generate').getBoundingClientRect().top"
+    before = page.evaluate(place)
+    choose_example(page, "lin")
+    assert abs(page.evaluate(place) - before) < 5, "of the 42 pixels of its height"
