@@ -108,7 +108,10 @@ class JobView(BaseModel):
     height: int
     state: str = Field(description="queued, running, done, failed or cancelled")
     position: int | None = Field(description="place in the queue from 1, null when not queued")
-    stage: str = Field(description="preparing, rendering or finishing while it runs, else empty")
+    stage: str = Field(
+        description="preparing, rendering or finishing while it runs; "
+        "'no group' while it waits and no group that takes jobs can make it; else empty"
+    )
     frames: int
     total_frames: int
     fps_measured: float | None

@@ -85,7 +85,7 @@ def _progress(job: Job, outlook: Outlook | None) -> dict[str, Any]:
     return {
         "state": job.state.value,
         "position": outlook.position if outlook else None,
-        "stage": job.stage,
+        "stage": job.stage if outlook is None or outlook.is_makeable else "no group",
         "frames": job.frames,
         "total_frames": job.spec.total_frames,
         "fps_measured": job.fps,

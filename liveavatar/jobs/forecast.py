@@ -21,10 +21,12 @@ class Outlook:
     Attributes:
         position: its place among the jobs that its groups take, 1 for the next.
         starts_in_s: seconds until it begins; None while no group that can make it takes jobs.
+        is_makeable: False while groups take jobs, but none of them can make this one.
     """
 
     position: int
     starts_in_s: float | None
+    is_makeable: bool = True
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,11 @@ class Forecast:
         if job.state is not JobState.QUEUED:
             return None
         pixels = job.spec.width * job.spec.height
-        able = [each for each in self._known() if each.ability.includes(job.spec.tier, pixels)]
+        groups = self._known()
+        able = [each for each in groups if each.ability.includes(job.spec.tier, pixels)]
         ahead = self._store.ahead_of(job, _tiers_of(able))
-        return Outlook(ahead.jobs + 1, wait_s([each.seconds_left for each in able], ahead.seconds))
+        starts_in_s = wait_s([each.seconds_left for each in able], ahead.seconds)
+        return Outlook(ahead.jobs + 1, starts_in_s, bool(able) or not groups)
 
     def _known(self) -> list[GroupLoad]:
         """The groups, as they were a second ago at most: many viewers ask."""

@@ -47,6 +47,8 @@ export const english = {
   queued: "Number {position} in the queue",
   queued_next: "You are next",
   queued_starts: "Starts in about {time}.",
+  queued_no_group: "No worker makes this size now",
+  queued_no_group_detail: "It waits until one does. Cancel it to choose a smaller one.",
   queued_detail: "It goes on by itself, even if you close this page.",
   loading: "Loading the model, {percent} %",
   loading_detail: "Your video is in the queue and starts by itself.",

@@ -112,6 +112,7 @@ export class Stage {
         return words("queued", "loading", { percent: this.#group.load_percent });
       }
       const { position, eta_s: wait } = job;
+      if (job.stage === "no group") return words("queued", "queued_no_group");
       const starts = wait === null ? "" : `${say("queued_starts", { time: span(wait, say("second")) })} `;
       const detail = starts + say("queued_detail");
       return position > 1

@@ -71,7 +71,7 @@ def test_only_groups_that_can_make_it_and_take_jobs_count(store: JobStore) -> No
     say(store, "small", Ability(frozenset({"fast"})))
     say(store, "short of memory", Ability(most_pixels=704 * 384 - 1))
     say(store, "leaving", state="draining")
-    assert Forecast(store).outlook(high) == Outlook(4, None)
+    assert Forecast(store).outlook(high) == Outlook(4, None, is_makeable=False)
     say(store, "large", Ability(frozenset({"high"})))
     assert Forecast(store).outlook(high) == Outlook(1, 0.0)
 

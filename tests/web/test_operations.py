@@ -19,6 +19,7 @@ from liveavatar.engine.fake import Pace
 from liveavatar.engine.group_state import GroupState
 from liveavatar.engine.messages import RankStatus
 from liveavatar.errors import ConfigError
+from liveavatar.jobs.ability import Ability
 from liveavatar.media.live_file import complete_length
 from tests.web.live_server import Installation, serve, submit, wait_for_state, wait_until
 from webui.running import DrainingServer, listen
@@ -249,3 +250,17 @@ def test_several_groups_and_machines_are_told_of_as_one(tmp_path: Path) -> None:
         assert view["nodes"] == cluster["nodes"]
         now = samples(client)
         assert (now["liveavatar_groups", "ready"], now["liveavatar_groups", "waiting"]) == (1, 1)
+
+
+def test_a_video_that_no_group_can_make_says_so_until_one_can(tmp_path: Path) -> None:
+    installation = Installation(tmp_path)
+    with serve(installation) as address, httpx.Client(base_url=address) as client:
+        installation.supervisor.stop()
+        ability = Ability(frozenset({"high"})).document()
+        installation.store.write_worker("high only", {"state": "ready", "ability": ability})
+        job_id = submit(client).json()["id"]
+        asked = f"/api/jobs/{job_id}"
+        wait_until(lambda: client.get(asked).json()["stage"] == "no group", "no group")
+        assert client.get(asked).json()["eta_s"] is None
+        installation.store.write_worker("all", {"state": "ready"})
+        wait_until(lambda: client.get(asked).json()["stage"] == "", "a group")
