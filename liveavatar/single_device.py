@@ -22,7 +22,7 @@ from liveavatar.config import FRAMES_PER_BLOCK, LATENT_FRAMES_PER_BLOCK
 from liveavatar.model.denoiser import Denoiser, Item, TokenGrid
 from liveavatar.model.transformer import ConditionEmbedder, Transformer
 from liveavatar.model.vae import Decoder
-from liveavatar.model.vae_stream import decode_step, new_decoder_state, to_uint8
+from liveavatar.model.vae_stream import decode_step, new_decoder_state, pass_over, to_uint8
 from liveavatar.sampling import Schedule, block_noise, euler_step, relative_distance
 from liveavatar.timeline import HELD_FRAMES, Timeline
 
@@ -154,10 +154,7 @@ class VideoDecoder:
 
     def begin(self) -> None:
         """Decode the still beginning, unless that is done; the first latents would wait for it."""
-        # No more at once than a block has, so that it takes no more memory than the blocks do.
-        for start in range(0, self._beginning_CFHW.shape[1], LATENT_FRAMES_PER_BLOCK):
-            part_CFHW = self._beginning_CFHW[:, start : start + LATENT_FRAMES_PER_BLOCK]
-            decode_step(self.decoder, part_CFHW, self._state)
+        pass_over(self.decoder, self._beginning_CFHW, self._state)
         self._beginning_CFHW = self._beginning_CFHW[:, :0]
 
     def snapshot(self) -> dict[str, Tensor]:

@@ -257,15 +257,25 @@ class DecoderTrunk(nn.Module):
                 channels //= 2
         self.head = Head(plan, channels, 3)
         self.history_specs = tuple(plan.specs)
+        num_full_size = config.num_res_blocks + 2
+        self.num_smaller = len(self.layers) - num_full_size
+        convolutions = (m for layer in self.layers[-num_full_size:] for m in layer.modules())
+        self.reach = sum(m.num_past for m in convolutions if isinstance(m, CausalConv3d))
 
     @property
-    def layers(self) -> Iterable[nn.Module]:
-        """The layers in the order they are applied."""
+    def layers(self) -> Sequence[nn.Module]:
+        """The layers in the order they are applied; behind `num_smaller` of them all is full size.
+
+        Those at full size see `reach` frames back, the present ones included.
+        """
         return (self.conv1, *self.middle, *self.upsamples, self.head)
 
-    def forward(self, latent_TCHW: Tensor, history: History) -> Tensor:
-        """Map F latent frames to (4F - 3 first, then 4F, 3, 8H, 8W)."""
-        for layer in self.layers:
+    def forward(self, latent_TCHW: Tensor, history: History, *, only_smaller: bool) -> Tensor:
+        """Map F latent frames to (4F - 3 first, then 4F, 3, 8H, 8W).
+
+        With `only_smaller`, to what the layers at full size would get; they remember nothing of it.
+        """
+        for layer in self.layers[: self.num_smaller if only_smaller else None]:
             latent_TCHW = layer(latent_TCHW, history)
         history.started = True
         return latent_TCHW
@@ -300,9 +310,12 @@ class Decoder(nn.Module):
         self.decoder = DecoderTrunk(config)
         self.conv2 = nn.Conv3d(config.z_dim, config.z_dim, 1)
 
-    def forward(self, latent_FCHW: Tensor, history: History) -> Tensor:
+    def forward(
+        self, latent_FCHW: Tensor, history: History, *, only_smaller: bool = False
+    ) -> Tensor:
         """Decode the next latents of a stream, in the autoencoder's own scale, to RGB frames."""
-        return self.decoder(convolve(latent_FCHW, self.conv2), history)
+        latent_FCHW = convolve(latent_FCHW, self.conv2)
+        return self.decoder(latent_FCHW, history, only_smaller=only_smaller)
 
 
 def latent_scale(config: VAEConfig, device: torch.device) -> tuple[Tensor, Tensor]:

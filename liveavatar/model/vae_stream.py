@@ -142,6 +142,40 @@ def decode_step(decoder: Decoder, latent_CFHW: Tensor, state: DecoderState) -> T
         StreamClosedError: `state` was closed.
         ConfigError: the latents do not fit the state.
     """
+    return _advance(decoder, latent_CFHW, state, only_smaller=False).transpose(0, 1)
+
+
+@torch.no_grad()
+def pass_over(decoder: Decoder, latent_CFHW: Tensor, state: DecoderState) -> None:
+    """Advance a stream by latents whose frames nobody sees; it goes on as after `decode_step`.
+
+    The layers at full size do most of the work and see few frames back: what lies before those is
+    left out.
+
+    Args:
+        decoder: causal VAE decoder.
+        latent_CFHW: as for `decode_step`.
+        state: this stream's caches.
+
+    Raises:
+        StreamClosedError: `state` was closed.
+        ConfigError: the latents do not fit the state.
+    """
+    stride = decoder.config.temporal_stride
+    num_missing = 0 if state.open_history().started else stride - 1  # of the first latent's frames
+    num_latents = latent_CFHW.shape[1]
+    num_frames = num_latents * stride - num_missing
+    far = max(0, num_frames - decoder.decoder.reach + num_missing) // stride
+    parts = ((latent_CFHW[:, :far], True), (latent_CFHW[:, far:], False))
+    for part_CFHW, is_far in parts:
+        for start in range(0, part_CFHW.shape[1], _CLIP_STEP_FRAMES):
+            step_CFHW = part_CFHW[:, start : start + _CLIP_STEP_FRAMES]
+            _advance(decoder, step_CFHW, state, only_smaller=is_far)
+
+
+def _advance(
+    decoder: Decoder, latent_CFHW: Tensor, state: DecoderState, *, only_smaller: bool
+) -> Tensor:
     history = state.open_history()
     channels, height, width = state.latent_shape
     if (
@@ -157,14 +191,16 @@ def decode_step(decoder: Decoder, latent_CFHW: Tensor, state: DecoderState) -> T
     latent_FCHW = latent_CFHW.transpose(0, 1).to(weight.device)
     latent_FCHW = latent_FCHW * state.latent_std_C11 + state.latent_mean_C11
     try:
-        frames_TCHW = decoder(
-            latent_FCHW.to(weight.dtype).contiguous(memory_format=torch.channels_last), history
+        frames_TCHW: Tensor = decoder(
+            latent_FCHW.to(weight.dtype).contiguous(memory_format=torch.channels_last),
+            history,
+            only_smaller=only_smaller,
         )
     except BaseException:
         state.close()
         raise
     state.num_latent_frames += latent_CFHW.shape[1]
-    return frames_TCHW.transpose(0, 1)
+    return frames_TCHW
 
 
 def decode(decoder: Decoder, latent_CFHW: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from liveavatar.model.vae_stream import (
     decode,
     decode_step,
     new_decoder_state,
+    pass_over,
     to_uint8,
 )
 from tests.unit.plain_vae import TINY, plain_decode, plain_encode
@@ -115,6 +116,38 @@ def test_later_frames_never_change_earlier_latents(encoder):
     before, after = encode(encoder, video), encode(encoder, other)
     assert torch.equal(before[:, :3], after[:, :3])
     assert not torch.equal(before[:, 3:], after[:, 3:])
+
+
+@pytest.mark.parametrize("seen_before", [0, 2])
+@pytest.mark.parametrize("num_unseen", [1, 4, 7])
+def test_a_stream_goes_on_behind_latents_that_were_passed_over(
+    decoder, latent_CFHW, seen_before, num_unseen
+):
+    latents = torch.cat([latent_CFHW, latent_CFHW.flip(1)], dim=1)
+    unseen = latents[:, seen_before : seen_before + num_unseen]
+    following = latents[:, seen_before + num_unseen :]
+    states = [new_decoder_state(decoder, HEIGHT, WIDTH) for _ in range(2)]
+    for state in states[: 2 if seen_before else 0]:
+        decode_step(decoder, latents[:, :seen_before], state)
+    decode_step(decoder, unseen, states[0])
+    pass_over(decoder, unseen, states[1])
+    assert states[0].num_latent_frames == states[1].num_latent_frames
+    for whole, passed in zip(states[0].history.frames, states[1].history.frames, strict=True):
+        torch.testing.assert_close(passed, whole, atol=ROUNDING, rtol=0)
+    expected = decode_step(decoder, following, states[0])
+    actual = decode_step(decoder, following, states[1])
+    torch.testing.assert_close(actual, expected, atol=ROUNDING, rtol=0)
+
+
+def test_passing_over_leaves_out_what_is_far_at_full_size(decoder, latent_CFHW):
+    computed = []
+    head = decoder.decoder.head
+    hook = head.register_forward_hook(
+        lambda _module, inputs, _result: computed.append(len(inputs[0]))
+    )
+    pass_over(decoder, latent_CFHW, new_decoder_state(decoder, HEIGHT, WIDTH))
+    hook.remove()
+    assert sum(computed) == 12, "of 25 frames; five convolutions see ten back"
 
 
 def test_two_interleaved_streams_do_not_disturb_each_other(decoder, latent_CFHW):
