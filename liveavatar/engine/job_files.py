@@ -9,9 +9,10 @@ from pathlib import Path
 
 from liveavatar.config import FPS, SPEECH_RATE_HZ
 from liveavatar.engine.messages import RenderJob
-from liveavatar.errors import LiveAvatarError, MediaError
+from liveavatar.errors import LiveAvatarError, MediaError, UnknownJobError
 from liveavatar.jobs.job import JobSpec
-from liveavatar.jobs.spool import JobFolder
+from liveavatar.jobs.spool import JobFolder, Spool
+from liveavatar.jobs.store import JobStore
 from liveavatar.media.ingest import ingest
 from liveavatar.media.live_file import complete_length
 from liveavatar.media.portrait import crop_to_size
@@ -103,3 +104,15 @@ def finish_video(folder: JobFolder, frames: int) -> None:
         remux_to_progressive(folder.live, folder.video)
         if not folder.thumbnail.exists():
             write_thumbnail(folder.video, folder.thumbnail)
+
+
+def remove_stale_points(store: JobStore, spool: Spool) -> None:
+    """Remove resume points of jobs that ended while no supervisor had them, as by a cancel.
+
+    Raises:
+        StoreUnavailableError: the database is away.
+    """
+    for job_id in spool.resumable():
+        with suppress(UnknownJobError):
+            if store.get(job_id).state.has_ended:
+                shutil.rmtree(spool.job(job_id).resume, ignore_errors=True)

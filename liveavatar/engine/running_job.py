@@ -12,6 +12,7 @@ from liveavatar.jobs.job import Claim, Job, JobSpec
 from liveavatar.jobs.store import JobStore
 
 _SPEED_WINDOW_S = 15.0
+_FINISH_AGAIN_S, _FINISH_PATIENCE_S = 2.0, 120.0
 
 Phase = Literal["decoding", "in group", "rendered", "ended"]
 
@@ -54,6 +55,7 @@ class RunningJob:
         first_frame_s: seconds from the claim to the first frame.
         cancel_wanted: somebody asked to cancel it.
         changed: whether the store does not have this yet.
+        finish_at: when its files may be finished, seconds of a clock that only rises.
     """
 
     number: int
@@ -69,6 +71,17 @@ class RunningJob:
     changed: bool = False
     claimed_at: float = field(default_factory=time.monotonic)
     speed: Speed = field(default_factory=Speed)
+    finish_at: float = 0.0
+    finish_by: float | None = None
+
+    def finish_later(self) -> bool:
+        """Let its files be finished again, in a moment; False when that went on for too long."""
+        now = time.monotonic()
+        self.finish_by = self.finish_by or now + _FINISH_PATIENCE_S
+        if now > self.finish_by:
+            return False
+        self.phase, self.finish_at = "rendered", now + _FINISH_AGAIN_S
+        return True
 
     def note_progress(self, frames: int, stage: str) -> None:
         """Take what the group reports."""

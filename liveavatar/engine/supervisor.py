@@ -27,7 +27,12 @@ from liveavatar.engine.disk_guard import DiskGuard
 from liveavatar.engine.group import Group
 from liveavatar.engine.group_state import GroupState
 from liveavatar.engine.identity import Identity, alone_with, hold_folder
-from liveavatar.engine.job_files import finish_video, prepare_render_job, show_first_frames
+from liveavatar.engine.job_files import (
+    finish_video,
+    prepare_render_job,
+    remove_stale_points,
+    show_first_frames,
+)
 from liveavatar.engine.ladder import Ladder
 from liveavatar.engine.ledger import Ledger
 from liveavatar.engine.memory_guard import MemoryGuard
@@ -147,6 +152,7 @@ class Supervisor:
                     self._note_failure(error, failures)
         finally:
             self._worker.shutdown(wait=False, cancel_futures=True)
+            self._remove_stale_points()
             self.state.word, self.state.message = "stopped", ""
             self._ledger.do(self._ledger.nothing)
             self._publish()
@@ -259,7 +265,8 @@ class Supervisor:
         """Hand over what other threads have done."""
         for running in list(self._running.values()):
             work = running.work
-            waits = running.phase == "rendered" or (work is not None and work.done())
+            may_finish = running.phase == "rendered" and time.monotonic() >= running.finish_at
+            waits = may_finish or (work is not None and work.done())
             if not waits or (running.phase != "ended" and not self._is_ours(running, group)):
                 continue
             running.work = None
@@ -272,7 +279,12 @@ class Supervisor:
     def _take_result(self, running: RunningJob, work: Future[Any], group: Group) -> None:
         error = work.exception()
         if isinstance(error, LiveAvatarError):
-            self._fail(running, str(error))
+            # All frames are there: a disk that is full for a moment must not cost the video.
+            disk = running.phase == "ended" and isinstance(error.__cause__, OSError)
+            if disk and running.finish_later():
+                logger.warning("job %s: %s; trying again", running.job.id, error)
+            else:
+                self._fail(running, str(error))
         elif error is not None:
             logger.error("job %s", running.job.id, exc_info=error)
             self._fail(running, f"its files could not be used: {error!r}")
@@ -312,10 +324,15 @@ class Supervisor:
                     self._store.renew(running.claim, self._settings.lease_s)
             with suppress(StoreUnavailableError):
                 self._store.requeue_expired("the lease of its worker ran out")
+        if self._chores.is_due("stale points", 60.0):
+            self._remove_stale_points()
         if self._chores.is_due("status", self._settings.status_s):
             self._ledger.do(self._ledger.nothing)
             self._has_room()
             self._publish()
+
+    def _remove_stale_points(self) -> None:
+        self._ledger.ask(lambda: remove_stale_points(self._store, self._spool))
 
     def _record_progress(self, group: Group) -> None:
         for running in list(self._running.values()):

@@ -158,6 +158,10 @@ class Spool:
         """Remove a job's folder; does nothing when it is gone."""
         shutil.rmtree(self.job(job_id).path, ignore_errors=True)
 
+    def resumable(self) -> list[str]:
+        """Ids of the jobs that have resume points."""
+        return [path.parent.name for path in self._jobs.glob("*/resume")]
+
     def job_bytes(self) -> dict[str, int]:
         """Bytes of each job's files, by its id; what goes away meanwhile counts as nothing."""
         sizes = {}

@@ -198,6 +198,39 @@ def test_while_the_disk_is_short_jobs_wait_and_what_runs_is_finished(tmp_path: P
         wait_for(installation, waiting, JobState.DONE)
 
 
+def test_a_video_that_cannot_be_finished_for_a_moment_is_not_lost(tmp_path: Path) -> None:
+    installation = Installation(tmp_path, pace=SLOW)
+    with supervised(installation):
+        job = submit(installation)
+        wait_for_frames(installation, job)
+        in_the_way = installation.spool.job(job.id).video / "file"
+        in_the_way.mkdir(parents=True)
+        wait_until(lambda: installation.store.get(job.id).frames >= job.spec.total_frames, "frames")
+        time.sleep(1)
+        assert installation.store.get(job.id).state is JobState.RUNNING
+        in_the_way.rmdir()
+        in_the_way.parent.rmdir()
+        done = wait_for(installation, job, JobState.DONE, JobState.FAILED)
+        assert (done.state, done.attempt) == (JobState.DONE, 1)
+        assert len(decode_video(installation.spool.job(job.id).video)) == job.spec.total_frames
+
+
+def test_resume_points_go_with_a_job_that_is_cancelled_while_it_waits_again(tmp_path: Path) -> None:
+    installation = Installation(tmp_path, pace=SLOW)
+    resume = []
+    with supervised(installation):
+        job = submit(installation, num_clip=4)
+        wait_for_frames(installation, job)
+        resume.append(installation.spool.job(job.id).resume)
+        assert resume[0].exists()
+    again = Installation(tmp_path, pace=SLOW)
+    again.service.cancel(job.id)
+    assert again.store.get(job.id).state is JobState.CANCELLED
+    assert resume[0].exists()
+    with supervised(again):
+        wait_until(lambda: not resume[0].exists(), "its points are removed")
+
+
 def test_videos_go_on_while_the_database_cannot_be_written(tmp_path: Path) -> None:
     installation = Installation(tmp_path, pace=SLOW)
     with supervised(installation):
