@@ -185,6 +185,7 @@ def test_eight_tabs_share_the_connections_of_one_browser(
         streams = slow.app.state.streams
         wait_until(lambda: streams.num_viewers == 1, "only the visible one holds a connection")
         assert pages[7].evaluate("fetch('/api/group').then((answer) => answer.status)") == 200
+        first.wait_for_timeout(1000)  # what had come before it was hidden is taken in
         rested = first.evaluate(_MADE)
         pages[7].click("#la-play-now")  # now it plays, and plays on when hidden
         until(pages[7], "document.getElementById('la-video').currentTime > 0")

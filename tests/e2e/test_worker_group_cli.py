@@ -46,11 +46,17 @@ def is_running(pid: int) -> bool:
 
 
 def assert_same_pictures(ours: Path, theirs: Path) -> None:
-    """Ranks have one thread each, so that sums may round in another order."""
+    """The command alone has more threads than a rank, so that sums may round in another order.
+
+    What such a last bit changes, the encoder can turn into more, in a few frames.
+    """
     assert describe(ours) == describe(theirs)
     with av.open(str(ours)) as left, av.open(str(theirs)) as right:
-        for one, other in zip(left.decode(video=0), right.decode(video=0), strict=True):
-            assert abs(one.to_ndarray().astype(int) - other.to_ndarray()).mean() < 0.5
+        pairs = zip(left.decode(video=0), right.decode(video=0), strict=True)
+        errors = [abs(one.to_ndarray().astype(int) - other.to_ndarray()) for one, other in pairs]
+    means = [float(error.mean()) for error in errors]
+    assert max(means) < 3
+    assert sum(means) / len(means) < 0.1
 
 
 @pytest.mark.parametrize(
