@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.datastructures import MutableHeaders, QueryParams
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from webui.client_pace import CallPace
 from webui.content_policy import INERT
 from webui.guard import refuse
 
@@ -28,7 +29,8 @@ _READ = re.compile(
     r"|/queue/data|/upload_progress|/file=.+"
 )
 _FOLLOWED = re.compile(r"/call/(submit|status|cancel|result)/[0-9a-f]{32}")
-_BY_NUMBER = ("/queue/join", "/run/predict")  # how programs and how our page call a function
+_JOIN, _MESSAGES = "/queue/join", "/queue/data"
+_BY_NUMBER = (_JOIN, "/run/predict")  # how programs and how our page call a function
 _CALL = re.compile("|".join((*_BY_NUMBER, "/call/(submit|status|cancel|result)/?")))
 _CALL_BYTES = 1_000_000
 
@@ -49,6 +51,7 @@ class GradioGate:
         self._app = app
         self._files = files.resolve()
         self._page = page
+        self._pace = CallPace()
 
     @property
     def routes(self) -> list[Any]:
@@ -78,6 +81,10 @@ class GradioGate:
                 await refuse(*refusal)(scope, receive, send)
                 return
             receive = _replayed(body, receive)
+        if path == _JOIN:
+            send = self._pace.noting(send)
+        elif path == _MESSAGES:
+            send = self._pace.holding(send)
         await self._app(scope, receive, send)
 
     def _is_known(self, session: str) -> bool:
@@ -135,7 +142,7 @@ class GradioGate:
         for path in paths:
             if not isinstance(path, str) or not self._may_read(path):
                 return b"", (403, "path: names a file that was not uploaded here")
-        if by_number and (misfit := self._misfit(content, is_queued=route == _BY_NUMBER[0])):
+        if by_number and (misfit := self._misfit(content, is_queued=route == _JOIN)):
             return b"", (422, misfit)
         return bytes(body), None
 
@@ -149,7 +156,7 @@ def _is_open(method: str, path: str) -> bool:
 def _followed(scope: Scope) -> str | None:
     """The session whose calls a request follows; None where it follows none."""
     path: str = scope["path"]
-    if path == "/queue/data":
+    if path == _MESSAGES:
         return QueryParams(scope["query_string"]).get("session_hash", "")
     return path.rpartition("/")[2] if _FOLLOWED.fullmatch(path) else None
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from fastapi import FastAPI, Response
+from fastapi import FastAPI
 from starlette.routing import Mount
 
+from webui.client_pace import heartbeat
 from webui.gradio_gate import GradioGate
 from webui.gradio_uploads import upload_route
 from webui.service import Service
@@ -28,7 +29,7 @@ def mount_page(app: FastAPI, service: Service) -> FastAPI:
 
     lock_gradio(folder, (service.spool.root / "jobs", EXAMPLE_FOLDER))
     page = build_page(service).queue(max_size=64)
-    app.add_api_route("/heartbeat/{session}", _no_heartbeat, include_in_schema=False)
+    app.add_api_route("/heartbeat/{session}", heartbeat, include_in_schema=False)
     app.include_router(upload_route(folder, service.settings.limits))
     app.add_middleware(OwnHead, static=app.state.static)
     mounted: FastAPI = gr.mount_gradio_app(app, page, path="/", show_error=False)
@@ -36,11 +37,6 @@ def mount_page(app: FastAPI, service: Service) -> FastAPI:
     assert isinstance(mount, Mount)
     mount.app = GradioGate(mount.app, folder, page)
     return mounted
-
-
-def _no_heartbeat(session: str) -> Response:  # noqa: ARG001
-    """Hold no connection open for a tab: a browser has only six for all tabs of a server."""
-    return Response(status_code=204)
 
 
 def gradio_folder(service: Service) -> Path:
