@@ -206,9 +206,18 @@ class Trace:
 
 
 def make_jobs(setup: Setup, count: int) -> list[RenderJob]:
-    """Jobs of a random portrait and of speech-like noise, as long as all clips."""
-    sound = setup.out / "speech.wav"
-    draws = np.random.default_rng(0)
+    """Jobs as long as all clips: each has a random portrait, speech-like noise and a prompt."""
+    return [_make_job(setup, number) for number in range(1, count + 1)]
+
+
+def repeated(job: RenderJob, number: int) -> RenderJob:
+    """The same video once more, under another number."""
+    return replace(job, number=number, live_path=job.live_path.with_name(f"{number}.live.mp4"))
+
+
+def _make_job(setup: Setup, number: int) -> RenderJob:
+    sound = setup.out / f"speech-{number}.wav"
+    draws = np.random.default_rng(number)
     noise = draws.normal(0, 3000, round(setup.speech_s * SPEECH_RATE_HZ)).clip(-32000, 32000)
     with wave.open(str(sound), "wb") as file:
         file.setnchannels(1)
@@ -216,22 +225,17 @@ def make_jobs(setup: Setup, count: int) -> list[RenderJob]:
         file.setframerate(SPEECH_RATE_HZ)
         file.writeframes(noise.astype("<i2").tobytes())
     speech = load_speech(sound)
-    portrait = draws.integers(0, 255, (*setup.size_hw, 3), np.uint8)
-    timeline = make_timeline(setup.sampling, len(speech.samples))
-    return [
-        RenderJob(
-            number=number,
-            portrait_HWC=portrait,
-            speech_N=speech.samples,
-            soundtrack=sound,
-            mix=speech.mix,
-            prompt=PROMPT,
-            timeline=timeline,
-            sampling=setup.sampling,
-            live_path=setup.out / f"{number}.live.mp4",
-        )
-        for number in range(1, count + 1)
-    ]
+    return RenderJob(
+        number=number,
+        portrait_HWC=draws.integers(0, 255, (*setup.size_hw, 3), np.uint8),
+        speech_N=speech.samples,
+        soundtrack=sound,
+        mix=speech.mix,
+        prompt=f"{PROMPT}, take {number}",
+        timeline=make_timeline(setup.sampling, len(speech.samples)),
+        sampling=setup.sampling,
+        live_path=setup.out / f"{number}.live.mp4",
+    )
 
 
 def run_jobs(spec: GroupSpec, jobs: Sequence[RenderJob], *, only_begin: bool = False) -> Trace:

@@ -27,7 +27,9 @@ from examples.cartoon.character import Character
 from examples.cartoon.scene import draw_portrait
 from liveavatar.conditioning import Encoders, encode_conditions
 from liveavatar.config import FPS, FRAMES_PER_BLOCK, SPEECH_RATE_HZ, SamplingConfig
+from liveavatar.encoded_inputs import EncodedInputs
 from liveavatar.model.checkpoint import Placement, open_checkpoint
+from liveavatar.plan.media_memory import ENCODED_INPUTS_BYTES
 from liveavatar.sampling import make_schedule
 from liveavatar.single_device import Models, RenderOptions, render, seeded_draws
 from liveavatar.timeline import make_timeline
@@ -58,6 +60,7 @@ class Demo:
             checkpoint.load_tokenizer(),
             checkpoint.load_audio_encoder(where),
             checkpoint.load_vae_encoder(where),
+            lately=EncodedInputs(ENCODED_INPUTS_BYTES),
         )
 
     @torch.no_grad()

@@ -9,6 +9,7 @@ from liveavatar.model.checkpoint import Checkpoint, Placement, open_checkpoint
 from liveavatar.model.transformer import Transformer
 from liveavatar.parallel.group import StageGroups
 from liveavatar.parallel.loading import load_part
+from liveavatar.plan.media_memory import ENCODED_INPUTS_BYTES
 
 if TYPE_CHECKING:
     from liveavatar.engine.media_rank import MediaNetworks
@@ -24,6 +25,7 @@ def load_media_networks(spec: GroupSpec, where: Placement) -> MediaNetworks:
     """Read encoders, condition embedder and decoder."""
     # Here, since the library of the encoders takes seconds to import, which a stage need not wait.
     from liveavatar.conditioning import Encoders
+    from liveavatar.encoded_inputs import EncodedInputs
     from liveavatar.engine.media_rank import MediaNetworks
 
     checkpoint = _open(spec, with_encoders=True)
@@ -33,6 +35,7 @@ def load_media_networks(spec: GroupSpec, where: Placement) -> MediaNetworks:
             checkpoint.load_tokenizer(),
             checkpoint.load_audio_encoder(where),
             checkpoint.load_vae_encoder(where),
+            lately=EncodedInputs(ENCODED_INPUTS_BYTES),
         ),
         checkpoint.load_condition_embedder(where),
         checkpoint.load_vae_decoder(where),

@@ -180,9 +180,7 @@ def token_ids(tokenizer: Tokenizer, prompt: str, text_len: int) -> list[int]:
 
 
 @torch.no_grad()
-def encode_text(
-    encoder: UMT5EncoderModel, tokenizer: Tokenizer, prompt: str, text_len: int = 512
-) -> Tensor:
+def encode_ids(encoder: UMT5EncoderModel, ids: list[int]) -> Tensor:
     """Encode one prompt.
 
     The tokens run without padding: padded keys would get a softmax weight of exactly zero, so the
@@ -190,23 +188,14 @@ def encode_text(
 
     Args:
         encoder: from `load_text_encoder`.
-        tokenizer: from `load_tokenizer`.
-        prompt: as the user wrote it.
-        text_len: most tokens to keep, the end token included.
+        ids: from `token_ids`.
 
     Returns:
-        embeddings_LD: one row per real token, in the dtype and on the device of the encoder.
+        embeddings_LD: one row per id, in the dtype and on the device of the encoder.
 
     Raises:
         CheckpointError: the tokenizer knows more tokens than the encoder.
     """
-    ids = token_ids(tokenizer, prompt, text_len)
-    return encode_ids(encoder, ids)
-
-
-@torch.no_grad()
-def encode_ids(encoder: UMT5EncoderModel, ids: list[int]) -> Tensor:
-    """Encode the ids of one prompt, without padding; see `encode_text`."""
     embedding = encoder.get_input_embeddings().weight
     if max(ids) >= embedding.shape[0]:
         raise CheckpointError(

@@ -46,6 +46,7 @@ _PARTS = (
     ("activations", "activ."),
     ("vae_state", "VAE state"),
     ("encoders", "encoders"),
+    ("encoded", "encoded"),
     ("context", "context"),
     ("total", "total"),
 )

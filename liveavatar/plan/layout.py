@@ -94,6 +94,7 @@ class RankMemory:
         recordings: of a stage's forwards as CUDA graphs, and what they work in.
         vae_state: what the streaming decoder remembers.
         encoders: weights of text, speech and portrait encoder.
+        encoded: what they made lately, where the host's memory is the device's.
         context: CUDA context and libraries.
     """
 
@@ -107,6 +108,7 @@ class RankMemory:
     recordings: int = 0
     vae_state: int = 0
     encoders: int = 0
+    encoded: int = 0
     context: int = 0
 
     @property
@@ -345,6 +347,7 @@ def _media_memory(question: _Question, precision: Precision, num_jobs: int) -> R
         activations=max(portrait, decoding + words),
         vae_state=num_jobs * media.decoder_state(network.vae, size_hw, value),
         encoders=encoders,
+        encoded=0 if question.machine.num_gpus else media.ENCODED_INPUTS_BYTES,
         context=_process_bytes(question.machine),
     )
 

@@ -22,6 +22,10 @@ SPEECH_RATE_HZ = 16_000
 SPEECH_CHUNK_S = 5.0
 SPEECH_STATE_RATE_HZ = 50
 
+ENCODED_INPUTS_BYTES = 128 * 2**20
+"""Of host memory, for what inputs were encoded to lately: at the 14B shape 15 minutes of speech and
+several portraits and prompts."""
+
 
 # --- Autoencoder ---------------------------------------------------------------------------------
 

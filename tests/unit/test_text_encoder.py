@@ -14,7 +14,6 @@ from liveavatar.model.checkpoint_files import open_tensor_files
 from liveavatar.model.text_encoder import (
     clean_prompt,
     encode_ids,
-    encode_text,
     encoder_config,
     load_text_encoder,
     load_tokenizer,
@@ -109,7 +108,8 @@ def test_rows_without_padding_are_those_of_a_padded_run() -> None:
 
 def test_a_prompt_becomes_one_row_per_token(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(write_tokenizer(tmp_path))
-    rows = encode_text(small_encoder().bfloat16(), tokenizer, " A&amp;lt; man  speaks\n", 512)
+    ids = token_ids(tokenizer, " A&amp;lt; man  speaks\n", 512)
+    rows = encode_ids(small_encoder().bfloat16(), ids)
     assert rows.dtype == torch.bfloat16
     assert not rows.requires_grad
     assert rows.shape == (len(token_ids(tokenizer, "A< man speaks", 512)), 16)
@@ -138,7 +138,7 @@ def test_a_tokenizer_larger_than_the_encoder_is_refused(tmp_path: Path) -> None:
     words = [*WORDS, *(f"w{i}" for i in range(20))]
     tokenizer = load_tokenizer(write_tokenizer(tmp_path, words))
     with pytest.raises(CheckpointError, match="token id 26 but the text encoder has 11 tokens"):
-        encode_text(small_encoder(), tokenizer, "a w19")
+        encode_ids(small_encoder(), token_ids(tokenizer, "a w19", 512))
 
 
 def write_nothing(_: Path) -> None:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from benchmarks.quality import PEOPLE_SEED, SIZE, Demo
 from examples.cartoon.scene import draw_portrait
 from liveavatar.conditioning import Conditions, encode_speech
-from liveavatar.model.audio_encoder import normalise_waveform
+from liveavatar.model.audio_encoder import features_per_video_frame, normalise_waveform
 from liveavatar.model.vae import Decoder, Encoder, VAEConfig, encode
 from liveavatar.model.vae_stream import decode
 from liveavatar.sampling import make_schedule
@@ -119,7 +119,8 @@ def test_blocks_side_by_side_make_the_video_of_one_device(avatar: Avatar):
         return 4 + (7 * block + 3 * step) % 27
 
     weights = avatar.embedder.audio_encoder.mixing_weights()
-    speech = encode_speech(avatar.speech, sound.numpy(), weights, BLOCKS * 12)
+    heard_TA = encode_speech(avatar.speech, sound.numpy(), weights)
+    speech = features_per_video_frame(heard_TA, BLOCKS * 12).T.contiguous()
     conditions = Conditions(reference[0], motion[0], text[0], speech)
     timeline = Timeline(BLOCKS * 12, BLOCKS, 2, 2, 24)  # the third block is refreshed and rolls
     draws = Draws(lambda block: noise[0][:, 3 * block : 3 * block + 3], distance)
