@@ -52,7 +52,7 @@ class Restarts:
             self._failures = 0
         # A job that failed by itself says nothing about the group.
         self._failures += not (isinstance(error, WorkerDiedError) and error.by_its_work)
-        doubled_s = settings.first_backoff_s * 2 ** (max(1, self._failures) - 1)
+        doubled_s = settings.first_backoff_s * 2.0 ** (max(1, self._failures) - 1)
         return min(doubled_s, settings.longest_backoff_s)
 
 
