@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 _COLUMNS = (
-    "section, size",
+    "section, size, steps",
     "precision",
     "tensors by",
     "first frame of two jobs, s",
@@ -21,7 +21,7 @@ _COLUMNS = (
     "block, s",
     "stages busy",
     "sending at most",
-    "in use of planned GiB, per rank",
+    "in use since the start of planned for the largest size, GiB, per rank",
 )
 
 
@@ -34,7 +34,8 @@ def read_results(folder: Path, name: str) -> dict[str, dict[str, Any]]:
 
 def pipeline_row(section: str, result: dict[str, Any]) -> str:
     """One line of the table."""
-    head = [f"{section}, {result['size']}", result["precision"]]
+    asked = f"{result['size']}, {result['sample_steps']} steps"
+    head = [f"{section}, {asked}", result["precision"]]
     if "failure" in result:
         return _row([*head, f"failed: {result['failure']}", *[""] * (len(_COLUMNS) - 3)])
     stages = [rank for rank in result["ranks"] if rank["role"] != "media"]
@@ -54,7 +55,8 @@ def pipeline_row(section: str, result: dict[str, Any]) -> str:
 def tables(folder: Path) -> Iterator[str]:
     """All lines."""
     pipelines, recoveries = (read_results(folder, name) for name in ("pipeline", "recovery"))
-    for result in [*pipelines.values(), *recoveries.values()][:1]:
+    videos = [video for result in pipelines.values() for video in result["videos"]]
+    for result in [*videos, *recoveries.values()][:1]:
         where = result["environment"]
         yield f"{where['device']}, torch {where['torch']}, commit {where['commit']}: devices " + (
             ", ".join(result["devices"])
@@ -63,7 +65,7 @@ def tables(folder: Path) -> Iterator[str]:
     yield _row(_COLUMNS)
     yield "|" + "---|" * len(_COLUMNS)
     for section, result in sorted(pipelines.items()):
-        yield pipeline_row(section, result)
+        yield from (pipeline_row(section, video) for video in result["videos"])
     for result in recoveries.values():
         yield ""
         yield (

@@ -6,9 +6,25 @@
 #     GPUS=1 benchmarks/four_gpu.sh OUT     # all four ranks on one GPU, over local sockets
 #     GPUS=0 benchmarks/four_gpu.sh OUT     # four CPU processes and a tiny network: the script itself
 #
-# The most telling sections come first. Each has its own time limit and leaves its results in OUT at
-# once; what no longer fits into TOTAL_S is skipped and said. SECTIONS="balanced recovery" runs only
-# those. Exit status 1 when a section failed.
+# Every section is one start of a group, which then makes the videos of all its sizes; only another
+# precision or another way of the tensors needs another start. The most telling sections come first:
+#
+#     section          starts  limit   what it needs, s
+#     all-sizes        2       230     64 + balanced 35 + high 23 + fast 17, a rank killed + 60: 199
+#     all-sizes-fp8    1       160     64 + 35 + 23 + 17: 139
+#     no-peer-access   1       110     64 + balanced alone 21: 85
+#     sockets          1       110     64 + 21: 85
+#     fast-alone       1       100     64 + 6: 70, in bfloat16 throughout, which only this size fits in
+#
+# The first four need 508 s; the last one comes through where starts are quicker. 64 s is what a start
+# of four ranks on one H100 took at the 14B shape; 60 s for one after a kill is guessed from it. The
+# rest is arithmetic, not measured: a block of 12 frames at 688*368 every 0.44 s, which is a third of
+# what one H200 took for all layers; per size two jobs of 24 blocks and, where it is not the group's
+# largest, 8 blocks that do not count and 10 s to record and compile.
+#
+# Each section has its own time limit and leaves its results, size by size, in OUT at once; what no
+# longer fits into TOTAL_S is cut short, or skipped and said. SECTIONS="all-sizes sockets" runs only
+# those, SECTION_S=60 gives each so much. Exit status 1 when a section failed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 out="$(mkdir -p "${1:?name a folder for the results}" && cd "$1" && pwd)"
@@ -16,7 +32,6 @@ python="${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || command 
 
 GPUS="${GPUS:-4}"
 TOTAL_S="${TOTAL_S:-530}"
-SECTION_S="${SECTION_S:-110}"
 SECTIONS="${SECTIONS:-all}"
 WEIGHTS="${WEIGHTS:-14b}"
 case "$GPUS" in
@@ -32,9 +47,9 @@ INFER_FRAMES="${INFER_FRAMES:-48}"
 export PYTORCH_CUDA_ALLOC_CONF="${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}"
 failed=0
 
-# section NAME BENCHMARK OPTIONS...: run one measurement, unless time is up or it was not asked for.
+# section NAME LIMIT_S OPTIONS...: measure one group, unless time is up or it was not asked for.
 section() {
-    local name="$1" benchmark="$2" left=$((TOTAL_S - SECONDS)) status=0
+    local name="$1" limit="${SECTION_S:-$2}" left=$((TOTAL_S - SECONDS)) status=0
     shift 2
     [[ "$SECTIONS" == all || " $SECTIONS " == *" $name "* ]] || return 0
     if ((left < 10)); then
@@ -43,7 +58,7 @@ section() {
     fi
     mkdir -p "$out/$name"
     echo "== $name" | tee -a "$out/log.txt"
-    timeout -k 5 "$((left < SECTION_S ? left : SECTION_S))" "$python" -m "benchmarks.$benchmark" \
+    timeout -k 5 "$((left < limit ? left : limit))" "$python" -m benchmarks.pipeline \
         --random "$WEIGHTS" --devices "$DEVICES" --memory_gib "$MEMORY_GIB" \
         --infer_frames "$INFER_FRAMES" --clips "$CLIPS" --out "$out/$name" "$@" \
         2>&1 | tee -a "$out/log.txt" || status=${PIPESTATUS[0]}
@@ -55,20 +70,16 @@ section() {
 }
 
 if [ "$GPUS" = 0 ]; then
-    fast="64*64" balanced="64*64" high="80*64"
+    fast="64*64:3" balanced="64*64" high="80*64"
 else
-    fast="384*256" balanced="688*368" high="704*384"
+    fast="384*256:3" balanced="688*368" high="704*384"
 fi
 export NCCL_P2P_DISABLE=0
-section balanced pipeline --size "$balanced" --sample_steps 4
-section balanced-fp8 pipeline --size "$balanced" --sample_steps 4 --precision fp8+8-bit
-section fast pipeline --size "$fast" --sample_steps 3
-section high pipeline --size "$high" --sample_steps 4
-section recovery recovery --size "$balanced" --sample_steps 4
-NCCL_P2P_DISABLE=1 section balanced-no-peer-access pipeline --size "$balanced" --sample_steps 4
-section balanced-sockets pipeline --size "$balanced" --sample_steps 4 --transport sockets
-section high-fp8 pipeline --size "$high" --sample_steps 4 --precision fp8+8-bit
-section fast-fp8 pipeline --size "$fast" --sample_steps 3 --precision fp8+8-bit
+section all-sizes 230 --size "$balanced $high $fast" --kill 1
+section all-sizes-fp8 150 --size "$balanced $high $fast" --precision fp8+8-bit
+NCCL_P2P_DISABLE=1 section no-peer-access 100 --size "$balanced"
+section sockets 100 --size "$balanced" --transport sockets
+section fast-alone 100 --size "$fast"
 
 "$python" -m benchmarks.four_gpu "$out" | tee "$out/table.md"
 exit "$failed"

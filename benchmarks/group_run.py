@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 import wave
@@ -10,7 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import get_args
+from types import TracebackType
+from typing import Any, get_args
 
 import numpy as np
 import pynvml
@@ -44,6 +46,9 @@ from liveavatar.plan.shapes import (
 from liveavatar.plan.sharing import ALONE, Sharing
 from liveavatar.request import parse_size
 from liveavatar.timeline import make_timeline
+
+Report = dict[str, Any]
+"""Settings, environment and figures of a measurement, or its failure."""
 
 PROMPT = "A young woman talks to the camera and smiles, in a bright studio room"
 START_LIMIT_S, JOB_LIMIT_S = 300.0, 300.0
@@ -179,6 +184,11 @@ def read_setup(options: argparse.Namespace, size: str) -> Setup:
     )
 
 
+def write_result(folder: Path, report: Report) -> None:
+    """Keep a report as a file that has the benchmark's name."""
+    (folder / f"{report['benchmark']}.json").write_text(json.dumps(report, indent=2) + "\n")
+
+
 @dataclass(frozen=True)
 class Said:
     """An event and when it came, seconds since the group was made."""
@@ -205,9 +215,15 @@ class Trace:
     failure: str = ""
 
 
-def make_jobs(setup: Setup, count: int) -> list[RenderJob]:
-    """Jobs as long as all clips: each has a random portrait, speech-like noise and a prompt."""
-    return [_make_job(setup, number) for number in range(1, count + 1)]
+def make_jobs(setup: Setup, count: int, first: int = 1) -> list[RenderJob]:
+    """Jobs as long as all clips: each has a random portrait, speech-like noise and a prompt.
+
+    Args:
+        setup: what they are like.
+        count: how many.
+        first: number of the first one; a group has no two jobs of one number.
+    """
+    return [_make_job(setup, number) for number in range(first, first + count)]
 
 
 def repeated(job: RenderJob, number: int) -> RenderJob:
@@ -238,42 +254,88 @@ def _make_job(setup: Setup, number: int) -> RenderJob:
     )
 
 
-def run_jobs(spec: GroupSpec, jobs: Sequence[RenderJob], *, only_begin: bool = False) -> Trace:
-    """Start a group, hand it the jobs once it is ready, and listen until the last one ends.
+class Session:
+    """A group that stays for several runs, one after the other; leaving it ends the group.
 
     Args:
-        spec: what to start.
-        jobs: in order.
-        only_begin: each is handed over when the one before has ended, and is cancelled at its first
-            frame; else all are handed over at once.
+        spec: what to start; it begins to start at once.
+
+    Attributes:
+        group: its owner's side.
     """
-    before = _device_bytes(spec.devices)
-    started = time.monotonic()
-    said: list[Said] = []
-    submitted: dict[int, float] = {}
 
-    def all_ended() -> bool:
-        ended = {s.event.number for s in said if isinstance(s.event, Finished | Refused)}
-        return submitted.keys() <= ended
+    def __init__(self, spec: GroupSpec) -> None:
+        self._devices = spec.devices
+        self._bytes_before = _device_bytes(spec.devices)
+        self._started = time.monotonic()
+        self._at_start: list[Said] = []
+        self._failure = ""
+        self.group = WorkerGroup(spec)
 
-    with WorkerGroup(spec) as group:
+    def run(self, jobs: Sequence[RenderJob], *, only_begin: bool = False) -> Trace:
+        """Hand over jobs once the group is ready, and listen until the last one ends.
+
+        Args:
+            jobs: in order.
+            only_begin: each is handed over when the one before has ended, and is cancelled at its
+                first frame; else all are handed over at once.
+
+        Returns:
+            What was said while the group started and during this run. Once the group has failed
+            every further run fails at once, for the same reason.
+        """
+        if self._failure:
+            return Trace((), {}, failure=self._failure)
+        said, submitted = list(self._at_start), dict[int, float]()
+
+        def all_ended() -> bool:
+            ended = {s.event.number for s in said if isinstance(s.event, Finished | Refused)}
+            return submitted.keys() <= ended
+
         try:
-            _listen(group, said, started, START_LIMIT_S, lambda: group.is_ready)
+            self._listen(said, START_LIMIT_S, lambda: self.group.is_ready)
+            self._at_start = self._at_start or list(said)
             for job in jobs:
-                submitted[job.number] = time.monotonic() - started
-                group.submit(job)
+                submitted[job.number] = time.monotonic() - self._started
+                self.group.submit(job)
                 if only_begin:
-                    has_begun = partial(_shows_frames, said, job.number)
-                    _listen(group, said, started, JOB_LIMIT_S, has_begun)
-                    group.cancel(job.number)
-                    _listen(group, said, started, JOB_LIMIT_S, all_ended)
-            _listen(group, said, started, JOB_LIMIT_S * len(jobs), all_ended)
-            held = _device_bytes(spec.devices) - before
-            group.close()
+                    self._listen(said, JOB_LIMIT_S, partial(_shows_frames, said, job.number))
+                    self.group.cancel(job.number)
+                    self._listen(said, JOB_LIMIT_S, all_ended)
+            self._listen(said, JOB_LIMIT_S * len(jobs), all_ended)
         except EngineError as error:
-            group.kill()
-            return Trace(tuple(said), submitted, failure=str(error))
-    return Trace(tuple(said), submitted, held)
+            self.group.kill()
+            self._failure = str(error)
+            return Trace(tuple(said), submitted, failure=self._failure)
+        held = _device_bytes(self._devices) - self._bytes_before
+        return Trace(tuple(said), submitted, held)
+
+    def _listen(self, said: list[Said], limit_s: float, done: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + limit_s
+        while not done():
+            if time.monotonic() > deadline:
+                raise DeadlineError(f"the group did not get there in {limit_s:.0f} s")
+            event = self.group.next_event(0.2)
+            if event is not None:
+                said.append(Said(time.monotonic() - self._started, event))
+                _tell(said[-1])
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.group.__exit__(kind, error, trace)
+
+
+def run_jobs(spec: GroupSpec, jobs: Sequence[RenderJob], *, only_begin: bool = False) -> Trace:
+    """Start a group for one run, see `Session.run`, and end it."""
+    with Session(spec) as session:
+        return session.run(jobs, only_begin=only_begin)
 
 
 def _device_bytes(devices: Sequence[str]) -> int:
@@ -287,23 +349,6 @@ def _device_bytes(devices: Sequence[str]) -> int:
         return sum(int(pynvml.nvmlDeviceGetMemoryInfo(handle).used) for handle in handles)
     finally:
         pynvml.nvmlShutdown()
-
-
-def _listen(
-    group: WorkerGroup,
-    said: list[Said],
-    started: float,
-    limit_s: float,
-    done: Callable[[], bool],
-) -> None:
-    deadline = time.monotonic() + limit_s
-    while not done():
-        if time.monotonic() > deadline:
-            raise DeadlineError(f"the group did not get there in {limit_s:.0f} s")
-        event = group.next_event(0.2)
-        if event is not None:
-            said.append(Said(time.monotonic() - started, event))
-            _tell(said[-1])
 
 
 def _shows_frames(said: Sequence[Said], number: int) -> bool:

@@ -1,39 +1,48 @@
 """Where does the time of a worker group go?
 
-    python -m benchmarks.pipeline --out DIR [--random tiny|14b | --ckpt_dir DIR] [--size 128*128]
-        [--devices cuda:0,cuda:1,cuda:1] [--clips 4] [--jobs 2] [--json]
+    python -m benchmarks.pipeline --out DIR [--random tiny|14b | --ckpt_dir DIR]
+        [--size "688*368 704*384 384*256:3"] [--devices cuda:0,cuda:1,cuda:1] [--clips 4]
+        [--jobs 2] [--kill 1] [--json]
 
 Real ranks render several jobs that are handed over together. The first job is the steady state:
 from its first finished block to its last, every stage should be busy all the time. The gap is the
-time from its last frame to the first frame of the next job. Exit status 1 when the group failed.
+time from its last frame to the first frame of the next job.
+
+Videos of several sizes are made by one group, one size after the other: it is planned, and warmed
+up, for the largest of them, and before the others it makes a short video that does not count. What
+was measured of a size is written at once. With --kill a rank of the group is killed at last, see
+`benchmarks.recovery`. Exit status 1 when the group failed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
-from typing import Any
 
 import torch
 
+from benchmarks import recovery
 from benchmarks.environment import describe_environment
 from benchmarks.group_run import (
+    Report,
+    Session,
     Setup,
     Trace,
     add_arguments,
     make_jobs,
     read_setup,
-    run_jobs,
+    write_result,
 )
 from benchmarks.memory import RankPeak, peaks
 from liveavatar.config import FPS, FRAMES_PER_BLOCK
 from liveavatar.engine.messages import Finished, Progress, RankStatus, Ready
-from liveavatar.errors import LiveAvatarError
+from liveavatar.errors import ConfigError, LiveAvatarError
 from liveavatar.plan.layout import LayoutPlan
 
 
@@ -50,7 +59,7 @@ class RankTime:
         busy: share of time in which it computed.
         waiting: share in which it waited for another rank.
         sending: share in which it could not hand over a tensor: transfers that were not hidden.
-        memory: the plan and the peak of the whole run, GiB.
+        memory: the plan, of the group's largest video, and the peak since it was started, GiB.
     """
 
     role: str
@@ -154,7 +163,7 @@ def _mean(values: Sequence[float]) -> float:
     return round(statistics.fmean(values), 4)
 
 
-def summarise(setup: Setup, plan: LayoutPlan, trace: Trace) -> dict[str, Any]:
+def summarise(setup: Setup, plan: LayoutPlan, trace: Trace) -> Report:
     """All figures of a run that went well."""
     jobs = [times_of_job(trace, number) for number in trace.submitted_s]
     blocks = [block_times(trace, number) for number in trace.submitted_s]
@@ -177,11 +186,58 @@ def summarise(setup: Setup, plan: LayoutPlan, trace: Trace) -> dict[str, Any]:
     }
 
 
-def measure(setup: Setup, num_jobs: int) -> dict[str, Any]:
-    """Run the benchmark; returns settings, environment and results, or the failure."""
-    plan = setup.plan()
-    trace = run_jobs(setup.spec(plan), make_jobs(setup, num_jobs))
-    report: dict[str, Any] = {
+def read_videos(options: argparse.Namespace) -> list[Setup]:
+    """One setup for each size, all in the precision that the largest is planned in."""
+    setups = []
+    for video in options.size.split():
+        size, _, steps = video.partition(":")
+        setup = read_setup(options, size)
+        if steps:
+            if not steps.isdecimal():
+                raise ConfigError(f'size: expected "W*H" or "W*H:STEPS", got "{video}"')
+            sampling = replace(setup.sampling, num_steps=int(steps))
+            setup = replace(setup, sampling=sampling)
+        setups.append(setup)
+    if not setups:
+        raise ConfigError('size: expected one "W*H" or several, got none')
+    precision = largest_of(setups).plan().precision
+    return [replace(setup, precision=precision) for setup in setups]
+
+
+def largest_of(setups: Sequence[Setup]) -> Setup:
+    """The one with the most pixels, and of those with the most steps."""
+    return max(setups, key=lambda setup: (math.prod(setup.size_hw), setup.sampling.num_steps))
+
+
+def measure(setups: Sequence[Setup], num_jobs: int, kill: int | None = None) -> Iterator[Report]:
+    """Run the benchmark; yields what was found of each video, and of the group that lost a rank.
+
+    Args:
+        setups: videos, see `read_videos`.
+        num_jobs: of each.
+        kill: rank that is killed at last; None for none.
+    """
+    largest = largest_of(setups)
+    plan = largest.plan()
+    with Session(largest.spec(plan)) as session:
+        number = 1
+        for setup in setups:
+            if setup.size_hw != largest.size_hw or setup.sampling != largest.sampling:
+                short = replace(setup.sampling, num_clip=min(2, setup.sampling.num_clip))
+                session.run(make_jobs(replace(setup, sampling=short), 1, number))
+                number += 1
+            trace = session.run(make_jobs(setup, num_jobs, number))
+            number += num_jobs
+            yield _report(setup, plan, trace)
+            if trace.failure:
+                return
+        if kill is not None:
+            yield recovery.measure(largest, kill, session.group, number)
+
+
+def _report(setup: Setup, plan: LayoutPlan, trace: Trace) -> Report:
+    """Settings, environment and results, or the failure."""
+    report: Report = {
         "benchmark": "pipeline",
         "environment": describe_environment(torch.device(setup.devices[0])),
         "size": f"{setup.size_hw[1]}*{setup.size_hw[0]}",
@@ -195,7 +251,7 @@ def measure(setup: Setup, num_jobs: int) -> dict[str, Any]:
     return report | ({"failure": trace.failure} if trace.failure else summarise(setup, plan, trace))
 
 
-def text(report: dict[str, Any]) -> str:
+def text(report: Report) -> str:
     """Say the result in words."""
     head = (
         f"pipeline {report['size']}, {report['precision']}, on {report['environment']['device']}, "
@@ -229,18 +285,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pipeline", description=__doc__)
     add_arguments(parser)
-    parser.add_argument("--size", default="128*128", metavar="W*H", help="of the video, pixels")
-    parser.add_argument("--jobs", type=int, default=2, help="handed over together")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add = parser.add_argument
+    add("--size", default="128*128", help='of the video, "W*H" or "W*H:STEPS"; several: "A B C"')
+    add("--jobs", type=int, default=2, help="of each video, handed over together")
+    add("--kill", type=int, metavar="RANK", help="at last; measures how long the group is away")
+    add("--json", action="store_true", help="print one JSON object per video")
     options = parser.parse_args(arguments)
+    failed, videos = False, list[Report]()
     try:
-        report = measure(read_setup(options, options.size), options.jobs)
+        for report in measure(read_videos(options), options.jobs, options.kill):
+            if report["benchmark"] == "recovery":
+                write_result(options.out, report)
+                words = recovery.text(report)
+            else:
+                videos.append(report)
+                write_result(options.out, {"benchmark": "pipeline", "videos": videos})
+                words = text(report)
+            sys.stdout.write((json.dumps(report) if options.json else words) + "\n")
+            sys.stdout.flush()
+            failed |= "failure" in report
     except LiveAvatarError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    (options.out / "pipeline.json").write_text(json.dumps(report, indent=2) + "\n")
-    sys.stdout.write((json.dumps(report) if options.json else text(report)) + "\n")
-    return int("failure" in report)
+    return int(failed)
 
 
 if __name__ == "__main__":

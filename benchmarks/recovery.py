@@ -16,7 +16,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 
@@ -24,32 +23,42 @@ from benchmarks.environment import describe_environment
 from benchmarks.group_run import (
     JOB_LIMIT_S,
     START_LIMIT_S,
+    Report,
     Setup,
     add_arguments,
     make_jobs,
     read_setup,
+    write_result,
 )
 from liveavatar.engine.group import WorkerGroup
 from liveavatar.engine.messages import Event, Progress
 from liveavatar.errors import ConfigError, DeadlineError, EngineError, LiveAvatarError
 
 
-def measure(setup: Setup, victim: int) -> dict[str, Any]:
-    """Kill a rank, start again; seconds of each part, or the failure."""
+def measure(
+    setup: Setup, victim: int, group: WorkerGroup | None = None, first_job: int = 1
+) -> Report:
+    """Kill a rank, start again; seconds of each part, or the failure.
+
+    Args:
+        setup: what is rendered, and by what group where none is given.
+        victim: rank that is killed.
+        group: one that has nothing to do; it is ended.
+        first_job: number that no job of `group` had.
+    """
     if not 0 <= victim < len(setup.devices):
         raise ConfigError(f"victim: expected 0 to {len(setup.devices) - 1}, got {victim}")
-    plan = setup.plan()
-    spec = setup.spec(plan)
-    report: dict[str, Any] = {
+    spec = setup.spec(setup.plan()) if group is None else group.spec
+    report: Report = {
         "benchmark": "recovery",
         "environment": describe_environment(torch.device(setup.devices[0])),
         "size": f"{setup.size_hw[1]}*{setup.size_hw[0]}",
         "devices": list(setup.devices),
-        "precision": str(plan.precision),
+        "precision": str(spec.precision),
         "victim": victim,
     }
-    doomed, again = make_jobs(setup, 2)
-    group = WorkerGroup(spec)
+    doomed, again = make_jobs(setup, 2, first_job)
+    group = group or WorkerGroup(spec)
     try:
         group.wait_until_ready(START_LIMIT_S)
         group.submit(doomed)
@@ -97,7 +106,7 @@ def _last_words(group: WorkerGroup) -> str:
     return ""
 
 
-def text(report: dict[str, Any]) -> str:
+def text(report: Report) -> str:
     """Say the result in words."""
     if "failure" in report:
         return f"recovery {report['size']}: failed: {report['failure']}"
@@ -121,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LiveAvatarError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    (options.out / "recovery.json").write_text(json.dumps(report, indent=2) + "\n")
+    write_result(options.out, report)
     sys.stdout.write((json.dumps(report) if options.json else text(report)) + "\n")
     return int("failure" in report)
 
