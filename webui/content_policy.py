@@ -28,7 +28,7 @@ def content_policy(document: str = "") -> str:
             "img-src 'self' data: blob:",
             "media-src 'self' blob:",
             "font-src 'self' data:",
-            "connect-src 'self'",
+            "connect-src 'self' blob:",  # a recording is read from the browser's own memory
             "worker-src 'self' blob:",
             "frame-ancestors 'self'",
             "base-uri 'self'",

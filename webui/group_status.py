@@ -38,7 +38,7 @@ def group_view(store: JobStore, *, admin: bool) -> GroupView:
     )
     if groups:
         _sum_up(view, sorted(groups, key=lambda group: group.number), admin=admin)
-    if groups and admin:
+    if admin:
         _add_details(view, [worker.document for worker in serving], clusters)
     return view
 

@@ -45,7 +45,9 @@ class Submission:
         if self.speech is None:
             texts.append("speech: no file was given; choose a sound file or record one")
         if not self.prompt.strip():
-            texts.append("prompt: is empty; describe the person, the action and the surroundings")
+            texts.append(
+                "prompt: it is empty; describe the person, the action and the surroundings"
+            )
         return [RequestError(text) for text in texts]
 
     def files(self) -> tuple[Path, Path]:

@@ -36,7 +36,7 @@ _WORDS = {
 def tier_choices(
     tiers: Sequence[TierView], language: str, *, custom: bool
 ) -> list[tuple[str, str]]:
-    """Labels and values for a dropdown.
+    """Labels and values for a dropdown; a label has two lines, its name and what it costs.
 
     Args:
         tiers: what the server offers.
@@ -45,19 +45,20 @@ def tier_choices(
     """
     choices = [(_label(tier, language), tier.name) for tier in tiers]
     if custom:
-        choices.append((f"{_NAMES[language][CUSTOM]} · {_WORDS[language]['custom']}", CUSTOM))
+        choices.append((f"{_NAMES[language][CUSTOM]}\n{_WORDS[language]['custom']}", CUSTOM))
     return choices
 
 
 def _label(tier: TierView, language: str) -> str:
     words = _WORDS[language]
-    parts = [tier.size.replace("*", "×")]
+    parts = []
     if tier.memory_gib is not None and tier.available_gib is not None:
         text = words["memory" if tier.fits else "no"]
         parts.append(text.format(used=tier.memory_gib, there=tier.available_gib))
     if tier.fits:
         parts += _speed(tier, words)
-    return f"{_NAMES[language].get(tier.name, tier.name)} · {' · '.join(parts)}"
+    name = f"{_NAMES[language].get(tier.name, tier.name)} · {tier.size.replace('*', '×')}"
+    return "\n".join((name, " · ".join(parts)))
 
 
 def _speed(tier: TierView, words: dict[str, str]) -> list[str]:

@@ -52,7 +52,9 @@ def check_prompt(prompt: object) -> str:
         )
     text = " ".join(prompt.split())
     if not text:
-        raise RequestError("prompt: is empty; describe the person, the action and the surroundings")
+        raise RequestError(
+            "prompt: it is empty; describe the person, the action and the surroundings"
+        )
     for position, char in enumerate(text):
         # Cc are control characters, Cs halves of characters, which no tokenizer can encode.
         if unicodedata.category(char) in ("Cc", "Cs"):

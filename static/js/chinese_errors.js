@@ -5,7 +5,7 @@ export const chineseErrors = [
   ["portrait: no file was given; choose a picture", "请选择一张肖像图片"],
   ["speech: no file was given; choose a sound file or record one", "请选择录音文件，或用麦克风录音"],
   [
-    "prompt: is empty; describe the person, the action and the surroundings",
+    "prompt: it is empty; describe the person, the action and the surroundings",
     "请描述人物、动作和环境",
   ],
   [
@@ -19,6 +19,8 @@ export const chineseErrors = [
   ["portrait: is {kind}; expected a picture", "这个文件不是图片"],
   ["speech: is {kind}; expected a sound or video file", "这个文件不是声音"],
   ["the file is {kind}; expected a picture, a sound or a video", "文件格式不对：需要图片或声音"],
+  ["the file is {kind}; expected a picture", "这个文件不是图片"],
+  ["the file is {kind}; expected a sound or a video", "这个文件不是声音或视频"],
   ["the file is larger than {most} MB, the most that is accepted", "文件超过 {most} MB 的上限"],
   ["portrait '{name}' is empty (0 bytes){more}", "图片是空文件，请重新上传"],
   ["speech '{name}' is empty (0 bytes){more}", "录音是空文件，请重新上传"],

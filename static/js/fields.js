@@ -1,9 +1,9 @@
 // What is said beside the fields of the form: findings, refusals, the length of the prompt, the cost
 // of a tier.
 
-import { clock, span } from "./format.js";
+import { span } from "./format.js";
 import { FPS } from "./player.js";
-import { say, sayError, sayNote } from "./texts.js";
+import { say, sayError, sayNote, tierName } from "./texts.js";
 
 const ADVANCED = new Set(["num_clip", "infer_frames", "sample_steps", "seed", "online_decode", "size"]);
 const GOOD_LENGTH = [60, 90];
@@ -55,8 +55,7 @@ export class Fields {
   showInspection({ tier, notes, errors, speech, cost }) {
     this.#speechSeconds = speech?.duration_s ?? null;
     if (tier === this.#tier) this.#cost = cost;
-    const refused = this.#said.get("form") ?? []; // an inspection knows nothing of these
-    this.#said = new Map([["form", refused]]);
+    this.#said = this.#notInspected();
     for (const note of notes) if (note.code !== "long_prompt") this.#add(note.field, note);
     for (const error of errors) {
       if (error.field === "tier" && cost && !cost.fits) continue; // said where the cost is
@@ -68,18 +67,28 @@ export class Fields {
   }
 
   /** Show one refusal, `{field, message}` as the server said it, or `{field, key}` of our own. */
-  showError({ field, message, key }) {
+  showError({ field, message, key, isUpload = false }) {
     const isTooLarge = field === "tier" && this.#isTooLarge;
-    this.#add(field, { message, key: isTooLarge ? "no_fit" : key, isError: true });
+    this.#add(field, { field, message, key: isTooLarge ? "no_fit" : key, isError: true, isUpload });
     if (ADVANCED.has(field)) openAdvanced();
     this.#draw();
     if (place(this.#placeOf(field))) place(this.#placeOf(field)).scrollIntoView({ block: "nearest" });
   }
 
-  /** Show a refusal of a field in place of all that was said about it. */
+  /** Show why a file did not become a field's, in place of all that was said about it. */
   showOnly(refusal) {
     this.#said.delete(refusal.field);
-    this.showError(refusal);
+    this.showError({ ...refusal, isUpload: true });
+  }
+
+  /** What an inspection knows nothing of: refusals of the whole form, and files that did not come in. */
+  #notInspected() {
+    const kept = new Map([["form", this.#said.get("form") ?? []]]);
+    for (const field of ["portrait", "speech"]) {
+      const items = (this.#said.get(field) ?? []).filter((item) => item.isUpload && !holdsFile(field));
+      kept.set(field, items);
+    }
+    return kept;
   }
 
   /** Forget all refusals; findings stay. */
@@ -141,6 +150,10 @@ export class Fields {
       const input = document.querySelector(`#la-${name} input, #la-${name} textarea`);
       if (input && tier) input.placeholder = String(tier.defaults[name]);
     }
+    // The style sheet shows this over the field, which is too narrow for all that a choice says.
+    const shown = [tierName(this.#tier), tier?.name === this.#tier ? tier.size.replace("*", "×") : ""];
+    const text = JSON.stringify(shown.filter(Boolean).join(" · "));
+    document.documentElement.style.setProperty("--la-text-tier", text);
     this.#drawCost();
   }
 
@@ -150,33 +163,29 @@ export class Fields {
     output.dataset.fits = String(!this.#isTooLarge);
     const { memory_gib: used, available_gib: there } = chosen;
     const memory = used == null ? null : { used: used.toFixed(1), there: there.toFixed(1) };
-    const lines = memory ? [meter(used / there)] : [];
+    const bar = memory ? [meter(used / there)] : [];
     if (this.#isTooLarge) {
       const why = paragraph(say("cost_no", memory));
       why.title = chosen.reason;
-      lines.push(why);
+      output.replaceChildren(...bar, why);
+    } else if (this.#tier === CUSTOM && !this.#cost) {
+      output.replaceChildren(paragraph(say("cost_custom")));
     } else if (this.#tier) {
-      lines.push(paragraph(sentence(this.#costs(chosen, memory))));
+      const needs = memory ? [paragraph(say("cost_memory", memory))] : [];
+      output.replaceChildren(this.#time(chosen), ...bar, ...needs);
     }
-    output.replaceChildren(...lines);
   }
 
-  #costs(chosen, memory) {
-    if (this.#tier === CUSTOM && !this.#cost) return [say("cost_custom")];
-    const said = memory ? [say("cost_memory", memory)] : [];
-    said.push(speedOf(chosen));
-    if (chosen.fps && this.#speechSeconds) {
-      const time = (chosen.first_frame_s ?? 0) + (this.#speechSeconds * FPS) / chosen.fps;
-      const speech = clock(this.#speechSeconds);
-      said.push(say("cost_speech", { speech, time: span(time, say("second")) }));
-    }
-    return said;
+  /** How long it takes, where that was measured: in one line, as what is below must not move. */
+  #time(chosen) {
+    if (!chosen.fps || !this.#speechSeconds) return paragraph(speedOf(chosen));
+    const first = chosen.first_frame_s;
+    const time = span((first ?? 0) + (this.#speechSeconds * FPS) / chosen.fps, say("second"));
+    const key = first == null ? "cost_whole" : "cost_speech";
+    const whole = paragraph(say(key, { time, first: first?.toFixed(1) }));
+    whole.className = "la-cost-whole";
+    return whole;
   }
-}
-
-function sentence(parts) {
-  const text = parts.join(" · ");
-  return text.charAt(0).toUpperCase() + text.slice(1);
 }
 
 function speedOf(tier) {
@@ -200,12 +209,16 @@ function paragraph(text) {
 }
 
 function line(item) {
-  const text = item.isError ? sayError(item) : sayNote(item);
+  // Of several fields in one card, the refused one has to be named.
+  const name = ADVANCED.has(item.field) ? `${say(item.field)}: ` : "";
+  const text = item.isError ? name + sayError(item) : sayNote(item);
   const element = Object.assign(document.createElement("li"), { textContent: text });
   element.className = item.isError ? "la-error" : "la-note";
   if (item.isError) element.setAttribute("role", "alert");
   return element;
 }
+
+const holdsFile = (field) => document.querySelector(`#la-${field} :is(img, .waveform-container)`);
 
 const sizeField = () => document.querySelector("#la-size input, #la-size textarea");
 

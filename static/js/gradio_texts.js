@@ -14,6 +14,12 @@ const LABELS = {
   "#la-seed [data-testid=block-info]": "seed",
   "#la-size [data-testid=block-info]": "size",
   "#la-online_decode label span": "online_decode",
+  "#la-speech .record-button": "record",
+  "#la-speech .stop-button": "record_stop",
+  "#la-speech .stop-button-paused": "record_stop",
+  "#la-speech .resume-button": "record_resume",
+  "#la-speech .text-button:first-of-type": "trim",
+  "#la-speech .text-button:last-of-type": "cancel",
   "#la-generate": "generate",
   "#la-cancel": "cancel",
 };
@@ -28,9 +34,18 @@ const NAMES = {
   "#la-portrait .upload-container > button": "portrait_drop",
   "#la-speech input[type=file]": "speech_drop",
   "#la-speech .audio-container > button": "speech_drop",
+  "#la-speech .mic-select": "microphone",
+  "#la-tier input": "tier",
+};
+// Names of buttons that show only a drawing: for screen readers, and for whoever points at them.
+const DRAWINGS = {
+  "#la-portrait button[aria-haspopup]": "remove_file",
+  "#la-speech button[aria-haspopup]": "remove_file",
   "#la-speech .source-selection button:first-of-type": "upload_choice",
   "#la-speech .source-selection button:last-of-type": "microphone_choice",
-  "#la-tier input": "tier",
+  "#la-speech .pause-button": "record_pause",
+  "#la-speech .settings-wrapper > .action:nth-last-of-type(2)": "trim_undo",
+  "#la-speech .settings-wrapper > .action:last-of-type": "trim_choice",
 };
 // Texts that the style sheet shows in place of Gradio's.
 const DRAWN = ["portrait_drop", "speech_drop"];
@@ -46,6 +61,11 @@ export function applyGradioTexts() {
   }
   for (const [selector, key] of Object.entries(NAMES)) {
     document.querySelector(selector)?.setAttribute("aria-label", say(key));
+  }
+  for (const [selector, key] of Object.entries(DRAWINGS)) {
+    const button = document.querySelector(selector);
+    button?.setAttribute("aria-label", say(key));
+    button?.setAttribute("title", say(key));
   }
   for (const key of DRAWN) {
     // Browsers give out the microphone only over https or on localhost.

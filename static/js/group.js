@@ -2,7 +2,7 @@
 
 import { drawOperators } from "./operators.js";
 import { ask } from "./server.js";
-import { say } from "./texts.js";
+import { say, tierName } from "./texts.js";
 
 const QUIET_MS = 4000;
 const BUSY_MS = 1000;
@@ -52,7 +52,7 @@ export class Group extends EventTarget {
     const ceiling = document.getElementById("la-ceiling-chip");
     ceiling.hidden = !tier;
     ceiling.title = reason ?? "";
-    const limit = tier ? say("group_ceiling", { tier }) : "";
+    const limit = tier ? say("group_ceiling", { tier: tierName(tier) }) : "";
     if (ceiling.textContent !== limit) ceiling.textContent = limit;
     drawOperators(group);
   }

@@ -85,9 +85,10 @@ export class History extends EventTarget {
   }
 
   #line(job) {
-    const length = clock((job.state === "done" ? job.frames : job.total_frames) / FPS);
+    const frames = OPEN.has(job.state) ? job.total_frames : job.frames; // what is there in the end
+    const length = frames ? [clock(frames / FPS)] : [];
     const state = job.state === "done" ? ago(job.created_at) : say(`step_${job.state}`);
-    return element("span", "la-card-line", `${length} · ${state}`);
+    return element("span", "la-card-line", [...length, state].join(" · "));
   }
 
   #remover(job) {

@@ -1,7 +1,7 @@
 // The operator's panel: machines and groups where there are several, every rank, the queue, the last errors.
 
 import { gib } from "./format.js";
-import { say } from "./texts.js";
+import { say, tierName } from "./texts.js";
 
 /** Show the panel for a group whose details the server gave, hide it otherwise. */
 export function drawOperators(group) {
@@ -10,18 +10,18 @@ export function drawOperators(group) {
   if (!group?.ranks) return;
   const { tier, reason } = group.ceiling ?? {};
   document.getElementById("la-op-ceiling").hidden = !tier;
-  const limit = tier ? say("op_ceiling", { tier, reason }) : "";
+  const limit = tier ? say("op_ceiling", { tier: tierName(tier), reason }) : "";
   document.getElementById("la-op-ceiling-text").textContent = limit;
   const body = document.getElementById("la-operators-body");
   const scrolled = body.querySelector(".la-op-scroll")?.scrollLeft ?? 0;
   body.replaceChildren(
-    stateLine(group),
+    ...summary(group),
     ...clusterLists(group),
-    rankTable(group.ranks),
+    ...(group.ranks.length ? [rankTable(group.ranks)] : []),
     jobList(group),
     errorList(group),
   );
-  body.querySelector(".la-op-scroll").scrollLeft = scrolled;
+  body.querySelector(".la-op-scroll")?.scrollTo({ left: scrolled });
 }
 
 function make(name, className, ...children) {
@@ -31,10 +31,22 @@ function make(name, className, ...children) {
   return element;
 }
 
-function stateLine(group) {
-  const state = say(`group_${group.state}`, { percent: group.load_percent });
-  const restarts = say("op_restarts", { count: group.restarts ?? 0 });
-  return make("p", "la-op-line", `${say("op_state")}: ${state} · ${restarts}`);
+/** What is to be seen at a glance; below it, what the group has to say where it cannot work. */
+function summary(group) {
+  const dot = make("i", "la-dot");
+  const state = make("span", "la-op-state", dot, say(`group_${group.state}`, { percent: group.load_percent }));
+  state.dataset.state = group.state;
+  const running = (group.jobs ?? []).filter((job) => job.state === "running").length;
+  const facts = [
+    ["op_state", state],
+    ["op_running", String(running)],
+    ["op_waiting", String(group.queue_length ?? 0)],
+    ["op_restarts", String(group.restarts ?? 0)],
+  ];
+  const list = make("dl", "la-numbers", ...facts.map(([key, value]) =>
+    make("div", "", make("dt", "", say(key)), make("dd", "", value))));
+  if (!group.message || group.state === "loading") return [list];
+  return [list, make("p", "la-op-message", group.message)];
 }
 
 function clusterLists({ nodes = [], groups = [] }) {
@@ -88,10 +100,10 @@ function layersOf({ role, layers }) {
 }
 
 function memoryBar({ memory_bytes: used, memory_limit_bytes: limit }) {
+  if (!limit) return `${gib(used)} GiB`;
   const bar = make("span", "la-meter", make("i", ""));
-  bar.firstChild.style.width = `${limit ? Math.min(100, (100 * used) / limit) : 0}%`;
-  const text = limit ? `${gib(used)} / ${gib(limit)} GiB` : `${gib(used)} GiB`;
-  return make("span", "la-op-memory", bar, text);
+  bar.firstChild.style.width = `${Math.min(100, (100 * used) / limit)}%`;
+  return make("span", "la-op-memory", bar, `${gib(used)} / ${gib(limit)} GiB`);
 }
 
 function jobList(group) {

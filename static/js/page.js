@@ -8,8 +8,9 @@ import { applyGradioTexts } from "./gradio_texts.js";
 import { History } from "./history.js";
 import { FPS } from "./player.js";
 import { keepPresses } from "./presses.js";
-import { ask } from "./server.js";
+import { address, ask } from "./server.js";
 import { Stage } from "./stage.js";
+import { TabTitle } from "./tab_title.js";
 import { applyTexts, chooseLanguage, language, say } from "./texts.js";
 import { watchUploads } from "./uploads.js";
 
@@ -28,6 +29,7 @@ keepPresses("#la-form, #la-buttons");
 
 class Page {
   #stage = new Stage();
+  #title = new TabTitle();
   #fields = new Fields();
   #history = new History();
   #group = new Group();
@@ -35,7 +37,7 @@ class Page {
   #job = null;
   #config = null;
   #wasReady = null;
-  #portrait = "";
+  #portraits = new Map(); // of the videos that were sent from this page, by id
   #timer = 0;
   #inspectedAt = 0;
 
@@ -107,7 +109,7 @@ class Page {
     }
     if (answer.id === this.#job?.id) return; // a double click
     renewKey();
-    this.#portrait = document.querySelector("#la-portrait img")?.src ?? "";
+    this.#portraits.set(answer.id, document.querySelector("#la-portrait img")?.src ?? "");
     this.#open(answer, true);
     this.#history.refresh();
   }
@@ -122,9 +124,6 @@ class Page {
 
   #open(job, starts) {
     this.#follower?.stop();
-    if (this.#portrait && job.id !== this.#job?.id) {
-      this.#stage.setBackdrop(OPEN.has(job.state) ? this.#portrait : "");
-    }
     sessionStorage.setItem(SHOWN, job.id);
     this.#history.mark(job.id);
     this.#show(job, starts);
@@ -145,8 +144,11 @@ class Page {
     const hasEnded = this.#job && OPEN.has(this.#job.state) && !OPEN.has(job.state);
     const hasBegun = this.#job?.state === "queued" && job.state === "running";
     this.#job = job;
+    const thumbnail = job.thumbnail_url ? address(job.thumbnail_url) : "";
+    this.#stage.setBackdrop(this.#portraits.get(job.id) || thumbnail);
     this.#stage.show(job, this.#rateOf(job), starts);
     document.body.classList.add("la-has-job");
+    this.#title.show(job);
     this.#drawButtons();
     if (hasEnded || hasBegun) this.#history.refresh();
     if (hasEnded) this.#readConfig();
@@ -160,6 +162,7 @@ class Page {
     document.body.classList.remove("la-has-job");
     this.#history.mark("");
     this.#stage.clear();
+    this.#title.show(null);
     this.#drawButtons();
   }
 
@@ -201,6 +204,7 @@ class Page {
     applyTexts();
     applyGradioTexts();
     this.#drawModel();
+    this.#title.show(this.#job);
     if (this.#config) this.#tellTiers();
     this.#drawButtons();
   }

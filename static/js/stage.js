@@ -1,7 +1,7 @@
 // The stage: one place for the idle picture, the queue, the live video and the finished one.
 
 import { Controls } from "./controls.js";
-import { clock, factor, span } from "./format.js";
+import { factor, span } from "./format.js";
 import { FPS, Player } from "./player.js";
 import { address } from "./server.js";
 import { say, sayError, sayNote } from "./texts.js";
@@ -73,6 +73,7 @@ export class Stage {
   /** A picture behind the video, out of focus, and in the middle while there is no video. */
   setBackdrop(url) {
     const image = url ? `url("${url}")` : "";
+    if (at("la-backdrop").style.backgroundImage === image) return;
     at("la-backdrop").style.backgroundImage = image;
     at("la-art").style.backgroundImage = image;
     at("la-art").classList.toggle("la-has-portrait", Boolean(url));
@@ -113,12 +114,13 @@ export class Stage {
       }
       const { position, eta_s: wait } = job;
       if (job.stage === "no group") return words("queued", "queued_no_group");
-      const starts = wait === null ? "" : `${say("queued_starts", { time: span(wait, say("second")) })} `;
+      const starts = wait === null ? "" : say("queued_starts", { time: span(wait, say("second")) });
       const detail = starts + say("queued_detail");
       return position > 1
         ? words("queued", "queued", { position }, detail)
         : words("queued", "queued_next", {}, detail);
     }
+    if (isStopping(job)) return words("working", "stopping", {}, "");
     if (job.state === "running" && job.stage !== "rendering") return words("working", "preparing");
     if (job.state === "running") return words("working", "rendering", {}, say("queued_detail"));
     return { name: "video", headline: "", detail: "" };
@@ -127,15 +129,21 @@ export class Stage {
   #drawCaption(status) {
     let text = "";
     if (this.#isLost) text = say("reconnecting");
+    else if (isStopping(this.#job)) text = say("stopping");
     else if (status.phase === "holding" && status.isGrowing) text = this.#whyItWaits(status);
     at("la-caption").hidden = !text;
     setText("la-caption-text", text);
-    at("la-play-now").hidden = !(status.phase === "holding" && status.isGrowing && !this.#isLost);
+    const mayPlay = status.phase === "holding" && status.isGrowing && !this.#isLost;
+    at("la-play-now").hidden = !mayPlay || isStopping(this.#job);
   }
 
-  #whyItWaits({ rate, needed, wait, hasPlayed }) {
+  #whyItWaits({ rate, wait, hasPlayed }) {
+    if (this.#job.state === "queued") { // interrupted: nothing is rendered now
+      const { state, load_percent: percent } = this.#group ?? {};
+      return state === "loading" ? say("hold_loading", { percent }) : say("hold_interrupted");
+    }
     if (rate === null || wait === null) return say("hold_unknown");
-    const values = { rate: factor(rate), needed: clock(needed), wait: span(wait, say("second")) };
+    const values = { rate: factor(rate), wait: span(wait, say("second")) };
     return say(hasPlayed ? "hold_again" : "hold_rate", values);
   }
 
@@ -152,13 +160,13 @@ export class Stage {
     const job = this.#job;
     at("la-numbers").hidden = !job;
     if (!job) return;
-    const step = job.state === "running" && job.stage ? job.stage : job.state;
-    setText("la-step", say(`step_${step}`));
+    setText("la-step", say(`step_${stepOf(job)}`));
     setText("la-frames", `${job.frames} / ${job.total_frames}`);
     const fps = job.fps_measured;
     const values = fps && { fps: fps < 10 ? fps.toFixed(1) : fps.toFixed(0), rate: factor(fps / FPS) };
     setText("la-speed", fps ? say("speed_value", values) : "–");
-    const isOpen = job.state === "running" && job.eta_s !== null;
+    at("la-speed").parentElement.hidden = !fps && job.state !== "running";
+    const isOpen = job.state === "running" && job.eta_s !== null && !isStopping(job);
     setText("la-left", isOpen ? say("left_value", { time: span(job.eta_s, say("second")) }) : "–");
     at("la-left").parentElement.hidden = job.state !== "running";
     // What the form says already need not stand here, too.
@@ -196,6 +204,15 @@ export class Stage {
       window.prompt(say("copy_by_hand"), url); // plain http has no clipboard
     }
   }
+}
+
+/** A cancelled video ends with the block that is being made. */
+const isStopping = (job) => job?.state === "running" && job.can_cancel === false;
+
+/** What a job is at, as the page names it: its state, or the part of its work that runs. */
+export function stepOf(job) {
+  if (isStopping(job)) return "stopping";
+  return job.state === "running" && job.stage ? job.stage : job.state;
 }
 
 function setText(id, text) {

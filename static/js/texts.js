@@ -32,6 +32,11 @@ export function say(key, values = {}) {
   return text.replace(/\{(\w+)\}/g, (place, name) => values[name] ?? place);
 }
 
+/** Name of a tier; one that only this server has is called as it calls it. */
+export function tierName(name) {
+  return TEXTS[current][`tier_${name}`] ?? name;
+}
+
 /** A finding of the server: by its code where the language has it, else as it came. */
 export function sayNote(note) {
   return TEXTS[current][`note_${note.code}`] ?? note.message;

@@ -1,5 +1,8 @@
 // Files that are refused: Gradio 4.25 says nothing about them, so we look on.
 
+// Gradio's uploads do not say for which field they are: the server names all that any of them takes.
+const ANY_KIND = "expected a picture, a sound or a video";
+const EXPECTED = { portrait: "expected a picture", speech: "expected a sound or a video" };
 const KINDS = { portrait: "image/", speech: "audio/" };
 
 /**
@@ -31,7 +34,8 @@ export function watchUploads(refused) {
     });
     if (isUpload && !answer.ok) {
       const said = await answer.clone().json().catch(() => null);
-      refused({ field, message: said?.error?.message ?? answer.statusText });
+      const message = said?.error?.message ?? answer.statusText;
+      refused({ field, message: message.replace(ANY_KIND, EXPECTED[field]) });
     }
     return answer;
   };

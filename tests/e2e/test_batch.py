@@ -193,7 +193,7 @@ def test_a_video_that_ends_its_group_twice_fails_and_the_others_are_made(
         (line(2, seed=True), "seed: expected a whole number, got true"),
         (line(2, clips=0), "num_clip: expected a whole number from 1"),
         (line(2, fps=30), "fps: is not known"),
-        (line(2, prompt=" "), "prompt: is empty"),
+        (line(2, prompt=" "), "prompt: it is empty"),
         (line(2, output="v1.mp4"), "output: line 3 writes 'v1.mp4' already"),
         (line(2, output="v2.avi"), "expected a name that ends in .mp4"),
         (line(2, output="no/v2.mp4"), "is not there or cannot be written"),
