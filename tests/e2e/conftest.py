@@ -1,4 +1,4 @@
-"""One tiny checkpoint, one finished video, and the command line as a module, for all tests here."""
+"""For all tests here: one tiny checkpoint, one finished video, the command line, one Chromium."""
 
 from __future__ import annotations
 
@@ -8,11 +8,17 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import pytest
 
 from liveavatar.random_checkpoint import write_checkpoint
+from tests.e2e.browser import chromium
 from tests.e2e.command import SCRIPT, arguments, run, start
+from tests.web.live_server import Installation, serve
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, BrowserContext
 
 
 @pytest.fixture(scope="session")
@@ -56,3 +62,32 @@ def launch(tiny: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     for process in started:
         process.kill()
         process.communicate(timeout=10)
+
+
+@pytest.fixture(scope="package")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    """A browser that nobody used before."""
+    context = browser.new_context(locale="en-US", viewport={"width": 1366, "height": 900})
+    yield context
+    context.close()
+
+
+@pytest.fixture(scope="module")
+def installation(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Installation:
+    """The page over a group that draws, at the `PACE` of the file of tests."""
+    pace = request.module.PACE
+    return Installation(tmp_path_factory.mktemp("page"), pace=pace, with_page=True)
+
+
+@pytest.fixture(scope="module")
+def address(installation: Installation) -> Iterator[str]:
+    with serve(installation) as address:
+        yield address

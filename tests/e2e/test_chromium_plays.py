@@ -1,5 +1,7 @@
 """What the writer makes is what a real browser plays: finished, and while it grows."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,7 @@ from liveavatar.media.remux import remux_to_progressive
 from tests.e2e.browser import assert_chromium_plays, open_page, read_pixels, serve
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Browser, Page
 
 pytestmark = pytest.mark.browser
 
@@ -52,26 +54,26 @@ def write_live(path: Path, num_blocks: int) -> list[int]:
     return ends
 
 
-def test_finished_file_plays_to_its_end_with_every_frame(tmp_path: Path) -> None:
+def test_finished_file_plays_to_its_end_with_every_frame(browser: Browser, tmp_path: Path) -> None:
     write_live(tmp_path / "live.mp4", 4)
     remux_to_progressive(tmp_path / "live.mp4", tmp_path / "final.mp4")
-    assert_chromium_plays(tmp_path / "final.mp4", 48, 25, WIDTH, HEIGHT, rate=2.0)
+    assert_chromium_plays(browser, tmp_path / "final.mp4", 48, WIDTH, HEIGHT)
 
 
-def test_live_file_of_a_killed_writer_plays_as_it_is(tmp_path: Path) -> None:
+def test_live_file_of_a_killed_writer_plays_as_it_is(browser: Browser, tmp_path: Path) -> None:
     ends = write_live(tmp_path / "live.mp4", 4)
     data = (tmp_path / "live.mp4").read_bytes()
     (tmp_path / "killed.mp4").write_bytes(data[: ends[3] + 700])
     assert measure_live_file(tmp_path / "killed.mp4").num_frames == 36
     remux_to_progressive(tmp_path / "killed.mp4", tmp_path / "saved.mp4")
-    assert_chromium_plays(tmp_path / "saved.mp4", 36, 25, WIDTH, HEIGHT, rate=2.0)
+    assert_chromium_plays(browser, tmp_path / "saved.mp4", 36, WIDTH, HEIGHT)
 
 
-def test_colours_on_a_canvas_are_those_handed_in(tmp_path: Path) -> None:
+def test_colours_on_a_canvas_are_those_handed_in(browser: Browser, tmp_path: Path) -> None:
     write_live(tmp_path / "live.mp4", 2)
     remux_to_progressive(tmp_path / "live.mp4", tmp_path / "final.mp4")
     points = [(32 * i + 16, HEIGHT // 2) for i in range(len(PATCHES))]
-    with serve(tmp_path) as address, open_page(address) as page:
+    with serve(tmp_path) as address, open_page(browser, address) as page:
         for name in ("final.mp4", "live.mp4"):
             shown = np.array(read_pixels(page, name, 0.5, points))
             # Y, Cb and Cr are rounded to one of 219 or 224 steps, so 2 levels of RGB, and 2 more
@@ -129,16 +131,18 @@ _PLAY_TO_END = """async (from) => {
 }"""
 
 
-def open_media_source(page: "Page", path: Path) -> None:
+def open_media_source(page: Page, path: Path) -> None:
     codecs = measure_live_file(path).codecs
     page.evaluate(_OPEN, {"url": f"/{path.name}", "codecs": codecs})
 
 
-def test_growing_file_plays_through_media_source_after_every_append(tmp_path: Path) -> None:
+def test_growing_file_plays_through_media_source_after_every_append(
+    browser: Browser, tmp_path: Path
+) -> None:
     path = tmp_path / "live.mp4"
     num_blocks = 5
     sound = speech(num_blocks * 7680)
-    with serve(tmp_path) as address, open_page(address) as page:
+    with serve(tmp_path) as address, open_page(browser, address) as page:
         writer = LiveVideoWriter(path, width=WIDTH, height=HEIGHT)
         open_media_source(page, path)
         seen = complete_length(path)
@@ -167,10 +171,10 @@ def test_growing_file_plays_through_media_source_after_every_append(tmp_path: Pa
     assert shown["end"] == pytest.approx(shown["duration"], abs=0.01)
 
 
-def test_late_viewer_starts_at_the_newest_fragment(tmp_path: Path) -> None:
+def test_late_viewer_starts_at_the_newest_fragment(browser: Browser, tmp_path: Path) -> None:
     path = tmp_path / "live.mp4"
     ends = write_live(path, 4)
-    with serve(tmp_path) as address, open_page(address) as page:
+    with serve(tmp_path) as address, open_page(browser, address) as page:
         open_media_source(page, path)
         page.evaluate(_APPEND, [0, ends[0]])
         ranges = page.evaluate(_APPEND, [ends[3], ends[-1]])

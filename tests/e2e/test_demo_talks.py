@@ -11,7 +11,6 @@ import httpx
 import pytest
 from PIL import Image
 
-from tests.e2e.browser import launch
 from tests.e2e.page_driver import (
     choose_example,
     generate,
@@ -31,12 +30,6 @@ pytestmark = [
     pytest.mark.timeout(420),
     pytest.mark.filterwarnings("ignore"),  # Gradio uses what is deprecated
 ]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with launch() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import av
 import pytest
@@ -28,6 +29,9 @@ from tests.e2e.command import (
 )
 from tests.unit.malformed_inputs import CATALOGUE, MalformedInput
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
 
 def test_the_command_writes_a_video_as_long_as_its_clips(finished: Path) -> None:
     assert describe(finished) == {
@@ -41,8 +45,8 @@ def test_the_command_writes_a_video_as_long_as_its_clips(finished: Path) -> None
 
 
 @pytest.mark.browser
-def test_chromium_plays_what_the_command_writes(finished: Path) -> None:
-    assert_chromium_plays(finished, 96, 25, 64, 64, rate=2.0)
+def test_chromium_plays_what_the_command_writes(browser: Browser, finished: Path) -> None:
+    assert_chromium_plays(browser, finished, 96, 64, 64)
 
 
 def test_without_num_clip_the_video_is_as_long_as_the_speech(

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.e2e.browser import launch
 from tests.e2e.page_driver import choose_example, open_app, until, wait_for_step
-from tests.web.live_server import Installation, Pace, serve, wait_until
+from tests.web.live_server import Pace, wait_until
 
 if TYPE_CHECKING:
-    from playwright.sync_api import APIResponse, Browser, BrowserContext, Route
+    from playwright.sync_api import APIResponse, BrowserContext, Route
 
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.filterwarnings("ignore"),  # Gradio uses what is deprecated
 ]
 
+PACE = Pace(load_s=0.1, prepare_s=0.1, fps=200.0)
 _CALLS = "**/run/predict*"
 _CLICK = "document.getElementById('la-generate').click()"
 _REFUSED = ".la-notes[data-field=form] .la-error"
@@ -35,28 +34,6 @@ const look = () => {
 };
 look();
 """
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with launch() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    pace = Pace(load_s=0.1, prepare_s=0.1, fps=200.0)
-    with serve(
-        Installation(tmp_path_factory.mktemp("clicks"), pace=pace, with_page=True)
-    ) as address:
-        yield address
-
-
-@pytest.fixture
-def context(browser: Browser) -> Iterator[BrowserContext]:
-    context = browser.new_context(locale="en-US", viewport={"width": 1366, "height": 900})
-    yield context
-    context.close()
 
 
 def test_the_first_click_that_is_possible_counts(context: BrowserContext, address: str) -> None:
@@ -160,6 +137,8 @@ def test_a_recording_that_appears_leaves_the_button_in_its_place(
 ) -> None:
     page = open_app(context, address)
     page.set_viewport_size({"width": 1366, "height": 1100})
+    # What it costs is said in a line or in two, as long as it takes here.
+    page.evaluate("document.getElementById('la-cost').style.display = 'none'")
     place = "document.getElementById('la-generate').getBoundingClientRect().top"
     before = page.evaluate(place)
     choose_example(page, "lin")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +21,6 @@ from liveavatar.plan.layout import Machine, plan_layout
 from liveavatar.plan.shapes import Network
 from liveavatar.plan.tiers import TIERS
 from liveavatar.request import parse_size
-from tests.e2e.browser import launch
 from tests.e2e.page_driver import choose_example, open_app, until, write_beeps
 from tests.web.live_server import PORTRAIT, Installation, Pace, serve
 from webui.auth import read_accounts
@@ -40,26 +38,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # Gradio uses what is deprecated
 ]
 
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with launch() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    pace = Pace(load_s=0.1, prepare_s=0.1, fps=30.0)
-    data = tmp_path_factory.mktemp("page")
-    with serve(Installation(data, pace=pace, with_page=True)) as address:
-        yield address
-
-
-@pytest.fixture
-def context(browser: Browser) -> Iterator[BrowserContext]:
-    context = browser.new_context(locale="en-US", viewport={"width": 1366, "height": 900})
-    yield context
-    context.close()
+PACE = Pace(load_s=0.1, prepare_s=0.1, fps=30.0)
 
 
 def said_at(page: Page, field: str) -> str:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.e2e.browser import launch
 from tests.e2e.page_driver import (
     choose_example,
     generate,
@@ -30,32 +28,7 @@ pytestmark = [
 ]
 
 # Faster than it plays, and slow enough that the job runs on for seconds once it plays.
-STEADY = Pace(load_s=0.1, prepare_s=0.3, fps=32.0)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with launch() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
-def installation(tmp_path_factory: pytest.TempPathFactory) -> Installation:
-    return Installation(tmp_path_factory.mktemp("page"), pace=STEADY, with_page=True)
-
-
-@pytest.fixture(scope="module")
-def address(installation: Installation) -> Iterator[str]:
-    with serve(installation) as address:
-        yield address
-
-
-@pytest.fixture
-def context(browser: Browser) -> Iterator[BrowserContext]:
-    """A browser that nobody used before."""
-    context = browser.new_context(locale="en-US", viewport={"width": 1366, "height": 900})
-    yield context
-    context.close()
+PACE = Pace(load_s=0.1, prepare_s=0.3, fps=32.0)
 
 
 def test_an_example_plays_with_sound_before_the_job_is_done_and_downloads_afterwards(
@@ -212,7 +185,7 @@ def test_the_page_finds_back_to_its_job_after_a_restart_of_the_server(
         generate(page)
         wait_for_frames(page, 1)
     page.wait_for_selector("#la-group-chip[data-state=lost]", timeout=20_000)
-    with serve(Installation(tmp_path, pace=STEADY, with_page=True), port):
+    with serve(Installation(tmp_path, pace=PACE, with_page=True), port):
         page.wait_for_selector("#la-group-chip[data-state=ready]", timeout=20_000)
         wait_for_step(page, "Done")
         (job,) = context.request.get(f"{address}/api/jobs").json()

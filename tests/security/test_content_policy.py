@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.e2e.browser import launch
+from tests.e2e.browser import chromium
 from tests.e2e.page_driver import (
     choose_example,
     generate,
@@ -38,7 +38,7 @@ document.addEventListener("securitypolicyviolation", (event) => {
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with launch() as browser:
+    with chromium() as browser:
         yield browser
 
 

@@ -21,7 +21,7 @@ from liveavatar.plan import shapes
 from liveavatar.plan.__main__ import main
 from liveavatar.plan.shapes import read_network, read_speech_shape, text_shape, vae_shape
 from liveavatar.plan.stored_shapes import read_pickled_shapes, read_safetensors_shapes
-from tests.unit.test_plan import TINY_NETWORK, on_meta, parameter_bytes
+from tests.unit.planned_memory import TINY_NETWORK, on_meta, parameter_bytes
 
 # --- Reading a checkpoint folder -----------------------------------------------------------------
 
