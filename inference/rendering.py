@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import resource
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from inference.video_job import VideoJob
 from liveavatar.conditioning import Conditions, Encoders, encode_conditions
 from liveavatar.config import FRAMES_PER_BLOCK
 from liveavatar.engine.group import WorkerGroup
-from liveavatar.engine.machine import detect_machine
+from liveavatar.engine.machine import detect_machine, free_host_bytes
 from liveavatar.engine.messages import Finished, RankStatus, Refused
 from liveavatar.engine.messages import Progress as Progressed
 from liveavatar.engine.resume import RING_LIMIT_BYTES, ring_bytes
@@ -31,7 +32,7 @@ from liveavatar.media.soundtrack import open_soundtrack
 from liveavatar.media.spoken_video import SpokenVideo
 from liveavatar.model.checkpoint import Placement
 from liveavatar.model.layer_shelf import LayerShelf
-from liveavatar.plan.alone import LonePlan, plan_alone
+from liveavatar.plan.alone import LonePlan, Shelf, plan_alone
 from liveavatar.plan.precision import Precision
 from liveavatar.plan.shapes import read_network
 from liveavatar.sampling import make_schedule
@@ -48,11 +49,11 @@ class Loaded:
     conditions: Conditions
 
 
-def load(job: VideoJob, where: Placement, *, on_shelf: bool = False) -> Loaded:
+def load(job: VideoJob, where: Placement, *, layers_on_shelf: bool = False) -> Loaded:
     """Encode the inputs and load the networks.
 
     With `offload_model` the encoders are gone before the transformer comes, so that the peak is the
-    larger of the two and not their sum; `on_shelf` then keeps its layers in host memory.
+    larger of the two and not their sum; `layers_on_shelf` then keeps its layers in host memory.
     """
     checkpoint = job.checkpoint
     assert checkpoint is not None
@@ -64,7 +65,7 @@ def load(job: VideoJob, where: Placement, *, on_shelf: bool = False) -> Loaded:
         checkpoint.load_vae_encoder(where),
     )
     early = None if job.options.offload_model else checkpoint.load_transformer(where)
-    shelf = LayerShelf(where.device) if on_shelf else None
+    shelf = LayerShelf(where.device) if layers_on_shelf else None
     inputs = job.take_inputs()
     conditions = encode_conditions(
         encoders,
@@ -121,7 +122,10 @@ def render_here(job: VideoJob, leftovers: Leftovers, started: float) -> Progress
 
 def _render_here(job: VideoJob, leftovers: Leftovers, started: float) -> Progress:
     plan = _plan(job)
-    loaded = load(job, _placement(plan.precision), on_shelf=plan.on_shelf)
+    if plan.shelf != Shelf():
+        sys.stderr.write(f"{plan.verdict}: {plan.copied}\n")
+    where = replace(_placement(plan.precision), rings_on_shelf=plan.shelf.rings)
+    loaded = load(job, where, layers_on_shelf=plan.shelf.layers)
     with _points(job, leftovers, plan.precision) as points:
         return _render_loaded(job, loaded, points, leftovers.frames, started)
 
@@ -209,6 +213,7 @@ def _plan(job: VideoJob) -> LonePlan:
         replace(job.sampling, num_clip=clips),
         detect_machine(),
         offload=job.options.offload_model,
+        host_bytes=free_host_bytes(),
     )
     if torch.cuda.is_available() and not plan.fits:
         raise ConfigError(f"{width}*{height} {plan.verdict}; use a smaller size or more ranks")

@@ -14,6 +14,7 @@ from liveavatar.errors import ConfigError
 from liveavatar.plan.layout import Machine
 from liveavatar.plan.sharing import ALONE, Sharing
 
+_MEMINFO = Path("/proc/meminfo")
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -63,6 +64,13 @@ def host_memory_bytes() -> int:
         return min(physical, int(_CGROUP_LIMIT.read_text()))
     except (OSError, ValueError):  # not in a container, or one without a limit
         return physical
+
+
+def free_host_bytes() -> int:
+    """Memory of the host that can be taken now without swapping, within the container's limit."""
+    lines = _MEMINFO.read_text(encoding="ascii").splitlines()
+    available = next(line for line in lines if line.startswith("MemAvailable:"))
+    return min(int(available.split()[1]) * 1024, host_memory_bytes())
 
 
 def _gpu_memories() -> list[int]:

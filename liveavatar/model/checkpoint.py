@@ -55,12 +55,14 @@ class Placement:
         dtype: of its large matrices as they are read, and of activations.
         quantised_weights: whether the matrices of transformer layers are then rounded to e4m3.
         cache_kind: how the transformer's jobs keep keys and values.
+        rings_on_shelf: whether these wait in host memory.
     """
 
     device: torch.device
     dtype: torch.dtype
     quantised_weights: bool = False
     cache_kind: CacheKind = "exact"
+    rings_on_shelf: bool = False
 
     @classmethod
     def planned(cls, device: torch.device, precision: Precision) -> Placement:
@@ -112,7 +114,13 @@ class Checkpoint:
             shelf: takes each finished layer off the device, and brings it when it is to run.
         """
         with torch.device("meta"):
-            transformer = Transformer(self.config, layers, where.dtype, cache_kind=where.cache_kind)
+            transformer = Transformer(
+                self.config,
+                layers,
+                where.dtype,
+                cache_kind=where.cache_kind,
+                rings_on_shelf=where.rings_on_shelf,
+            )
         names = partial(stored_names, config=self.config)
         require(self.transformer_files, stored_shapes(transformer, names))
         for name, part in transformer.parts():

@@ -21,6 +21,13 @@ from liveavatar.model.audio_injection import BlockAudio, InjectedAudio, fill_aud
 from liveavatar.model.fp8 import DTYPE as E4M3
 from liveavatar.model.kv_cache import CacheShape, ExactCache, LayerCache, Phase
 from liveavatar.model.quantised_cache import QuantisedCache
+from liveavatar.model.ring_shelf import (
+    RingShelf,
+    ShelvedExactCache,
+    ShelvedQuantisedCache,
+    exact_columns,
+    int8_columns,
+)
 from liveavatar.model.rope import (
     PREFILL_REFERENCE_FRAME,
     Rotation,
@@ -149,7 +156,8 @@ class Denoiser:
             shape.tokens,
             transformer.config.head_dim,
         )
-        self.caches = _new_caches(transformer, shape, like=text_LD)
+        self._ring_shelf = _new_ring_shelf(transformer, shape, text_LD)
+        self.caches = _new_caches(transformer, shape, text_LD, self._ring_shelf)
         self._frame_tokens = None if tokens is None else grid.frame_tokens_in(tokens)
         self._inputs = _Inputs(
             self._empty_rotation(shape.block_tokens),
@@ -213,6 +221,8 @@ class Denoiser:
             fill_audio(inputs.audio, self._audio[item.block_index])
         for cache in self.caches:
             cache.use_condition(item.step, item.version)
+        if self._ring_shelf is not None:
+            self._ring_shelf.turn_to(item.step, item.block_index, item.version)
         return shape.phase(item.step, item.block_index, item.version)
 
     def run(self, hidden_LD: Tensor, phase: Phase) -> Tensor:
@@ -275,11 +285,26 @@ class Denoiser:
         return rotation_at(positions_L3, self.transformer.config.head_dim, self.device)
 
 
-def _new_caches(transformer: Transformer, shape: CacheShape, like: Tensor) -> list[LayerCache]:
+def _new_ring_shelf(transformer: Transformer, shape: CacheShape, like: Tensor) -> RingShelf | None:
+    """Make the shelf of a range of whole layers whose rings wait in host memory."""
+    if not transformer.rings_on_shelf:
+        return None
+    heads, head_dim = transformer.config.num_heads, transformer.config.head_dim
+    columns = exact_columns(heads, head_dim, like.dtype)
+    if transformer.cache_kind == "8-bit":
+        columns = int8_columns(heads, head_dim)
+    return RingShelf(shape, columns, len(transformer.stack), like.device)
+
+
+def _new_caches(
+    transformer: Transformer, shape: CacheShape, like: Tensor, shelf: RingShelf | None
+) -> list[LayerCache]:
     """Make the zeroed caches of a range of layers, with the dtype and device of `like`."""
     heads = [layer.self_attn.num_heads for layer in transformer.stack]
     head_dim = transformer.config.head_dim
     if transformer.cache_kind != "8-bit":
+        if shelf is not None:
+            return [ShelvedExactCache(shelf, layer) for layer in range(len(heads))]
         kept = E4M3 if transformer.cache_kind == "e4m3" else like.dtype
         return [
             ExactCache(shape, count, head_dim, dtype=like.dtype, device=like.device, kept=kept)
@@ -288,6 +313,8 @@ def _new_caches(transformer: Transformer, shape: CacheShape, like: Tensor) -> li
     # One layer runs at a time, so that one workspace does for all.
     size = (shape.tokens, max(heads), head_dim)
     workspace = KeyValue(like.new_zeros(size), like.new_zeros(size))
+    if shelf is not None:
+        return [ShelvedQuantisedCache(shelf, layer, workspace) for layer in range(len(heads))]
     return [
         QuantisedCache(
             shape, KeyValue(workspace.key_KNH[:, :count], workspace.value_KNH[:, :count])

@@ -3,7 +3,8 @@
 Every denoise step keeps its own ring, because a block attends to earlier blocks at the same noise
 level. The exact cache has one buffer `[condition | ring]` per layer and step, so that one attention
 call reads both without a copy; the condition is the same for all steps up to the reference keys,
-which move with every forward. `quantised_cache.py` has the one of half the size.
+which move with every forward. `quantised_cache.py` has the one of half the size, `ring_shelf.py`
+those of either kind whose rings wait in host memory.
 
 What a forward does on the device depends on its `Phase` alone; where its block is written is a
 tensor of rows. So a forward can be recorded once and replayed for other blocks: every tensor that

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from liveavatar.model.attention import KeyValue, SelfAttention
 from liveavatar.model.audio_injection import BlockAudio, InjectedAudio
+from liveavatar.model.pinned import HostMemory
 from liveavatar.model.transformer import Layer, LayerConstants, TimeTable, Transformer
 
 _ALIGNMENT = 256  # bytes, as of what the device's allocator gives out
@@ -63,6 +64,7 @@ class LayerShelf:
         self._held: list[int | None] = [None, None]
         self._copied: list[Any] = [None, None]
         self._at_work = 0
+        self._host = HostMemory(device)
         self._stream: Any = torch.cuda.Stream(device) if self._on_gpu else None
 
     @property
@@ -77,7 +79,7 @@ class LayerShelf:
         for tensor in tensors:
             starts.append(end)
             end += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
-        packed = torch.empty(end, dtype=torch.uint8, pin_memory=self._on_gpu)
+        packed = self._host.zeros((end,), torch.uint8)
         parcel = _Parcel(tensors, tuple(starts), packed)
         for tensor, view in zip(tensors, parcel.unfold(packed), strict=True):
             view.copy_(tensor.data)

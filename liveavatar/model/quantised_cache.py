@@ -141,30 +141,49 @@ class QuantisedCache:
         return ring.key.values, ring.key.scale, ring.value.values, ring.value.scale
 
     def open(self, phase: Phase, rows_T: Tensor, reference: Rotation) -> QuantisedView:
-        """Bring condition and window into the workspace, and turn the reference keys.
-
-        What is in the block's own slot comes too; the block is written over it.
-        """
-        fixed, front = self.shape.reference_tokens, self.shape.condition_tokens
+        """See `bring_back`."""
+        held = self._versions.stored[phase.version], self.ring[phase.step]
         valid = self.shape.valid_tokens(phase)
-        ring = self.ring[phase.step]
-        condition = self._versions.stored[phase.version]
-        in_front = self._buffer(slice(0, front))
-        turned = condition.key[:fixed]
-        _restore_turned(in_front.key_KNH[:fixed], turned.values, turned.scale, reference)
-        condition.key[fixed:].restore(in_front.key_KNH[fixed:])
-        condition.value.restore(in_front.value_KNH)
-        ring[: valid - front].restore(self._buffer(slice(front, valid)))
-        whole = self._buffer(slice(0, self.shape.tokens))
-        return QuantisedView(ring, whole, rows_T, self._buffer(slice(0, valid)))
+        return bring_back(*held, self.workspace, valid, rows_T, reference)
 
     def forget(self) -> None:
         """See `LayerCache`."""
         self._versions.forget()
 
-    def _buffer(self, where: slice) -> KeyValue:
-        key_KNH, value_KNH = self.workspace.key_KNH[where], self.workspace.value_KNH[where]
-        return KeyValue(key_KNH.data, value_KNH.data)
+
+def bring_back(
+    condition: Int8KeyValue,
+    ring: Int8KeyValue,
+    workspace: KeyValue,
+    valid: int,
+    rows_T: Tensor,
+    reference: Rotation,
+) -> QuantisedView:
+    """Bring condition and window into the workspace, and turn the reference keys.
+
+    What is in the block's own slot comes too; the block is written over it.
+
+    Args:
+        condition: (C, N, H), reference tokens first.
+        ring: (R, N, H).
+        workspace: (K, N, H) at least.
+        valid: tokens of the window with the condition in front.
+        rows_T: where in the workspace the block is written.
+        reference: rotation of the reference tokens.
+    """
+    fixed, front = len(reference.cos_LR), len(condition.key.values)
+    in_front = _part(workspace, slice(0, front))
+    turned = condition.key[:fixed]
+    _restore_turned(in_front.key_KNH[:fixed], turned.values, turned.scale, reference)
+    condition.key[fixed:].restore(in_front.key_KNH[fixed:])
+    condition.value.restore(in_front.value_KNH)
+    ring[: valid - front].restore(_part(workspace, slice(front, valid)))
+    whole = _part(workspace, slice(0, front + len(ring.key.values)))
+    return QuantisedView(ring, whole, rows_T, _part(workspace, slice(0, valid)))
+
+
+def _part(workspace: KeyValue, where: slice) -> KeyValue:
+    return KeyValue(workspace.key_KNH[where].data, workspace.value_KNH[where].data)
 
 
 def _zeros(vector_NH: Tensor, *leading: int) -> Int8KeyValue:

@@ -231,6 +231,7 @@ class Transformer(nn.Module):
         layers: layer numbers to build, in a row; all by default. ValueError for others.
         dtype: of the large matrices; modulation and head stay float32.
         cache_kind: how jobs keep their keys and values.
+        rings_on_shelf: whether these wait in host memory, see `ring_shelf.py`; not in e4m3.
     """
 
     def __init__(
@@ -240,10 +241,14 @@ class Transformer(nn.Module):
         dtype: torch.dtype = torch.float32,
         *,
         cache_kind: CacheKind = "exact",
+        rings_on_shelf: bool = False,
     ) -> None:
         super().__init__()
+        if rings_on_shelf and cache_kind == "e4m3":
+            raise ValueError("rings on a shelf: expected exact or 8-bit caches, got e4m3")
         self.config = config
         self.cache_kind = cache_kind
+        self.rings_on_shelf = rings_on_shelf
         whole = range(config.num_layers)
         self.layer_range = whole if layers is None else layers
         if not self.layer_range or self.layer_range != whole[slice(*_ends(self.layer_range))]:

@@ -2,8 +2,10 @@
 
     python -m liveavatar.plan [--size 688*368] [--gpus 4] [--gpu_memory_gib 22.15] [--model DIR]
 
-Without --size there is one block per tier. With --tune REPORT, a JSON file that --batch
-wrote beside a video, it proposes clip length, clips and split for what was measured (`tuning.py`).
+Without --size there is one block per tier. With --alone it plans one process on one GPU that makes
+a video by itself, with layers, rings or both in host memory. With --tune REPORT, a JSON file that
+--batch wrote beside a video, it proposes clip length, clips and split for what was measured
+(`tuning.py`).
 Exit status: 0 when everything shown fits, 1 when it does not, 2 for input that cannot be used, said
 in one line.
 """
@@ -21,6 +23,8 @@ from typing import Any, NoReturn
 from liveavatar.config import SamplingConfig
 from liveavatar.errors import ConfigError, LiveAvatarError
 from liveavatar.media.portrait import fit_size
+from liveavatar.plan.alone import plan_alone, ways_alone
+from liveavatar.plan.alone_command import alone_record, alone_text
 from liveavatar.plan.layout import GIB, LayoutPlan, Machine, plan_layout
 from liveavatar.plan.shapes import Network, read_network
 from liveavatar.plan.tiers import TIERS, Tier
@@ -31,6 +35,7 @@ from liveavatar.request import SizeOption, parse_size
 PORTRAIT_HW = (1920, 1080)
 NUM_GPUS = 4
 GPU_MEMORY_GIB = 22.15
+HOST_MEMORY_GIB = 128
 NUM_CLIPS = 50
 
 EXIT_FITS, EXIT_TOO_LARGE, EXIT_REFUSED = 0, 1, 2
@@ -78,6 +83,13 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"what one GPU offers to programs, default {GPU_MEMORY_GIB}; with --gpus 0 the host's",
     )
     add("--model", type=Path, help="checkpoint folder; the published 14B shape by default")
+    add("--alone", action="store_true", help="plan one process with --offload_model, on one GPU")
+    add(
+        "--host_memory_gib",
+        type=float,
+        default=HOST_MEMORY_GIB,
+        help=f"with --alone: free memory of the host, default {HOST_MEMORY_GIB}",
+    )
     add("--tune", type=Path, metavar="REPORT", help="propose settings from a video's report")
     add("--json", action="store_true", help="print one JSON object")
     return parser
@@ -177,10 +189,33 @@ def _tune(options: argparse.Namespace) -> int:
     return EXIT_FITS
 
 
+def _alone(options: argparse.Namespace) -> int:
+    network = Network() if options.model is None else read_network(options.model)
+    if not 0 <= options.host_memory_gib <= 2**20:
+        raise ConfigError(
+            f"host_memory_gib: expected 0 up to {2**20}, got {options.host_memory_gib}"
+        )
+    machine, host_bytes = _machine(options), int(options.host_memory_gib * GIB)
+    found = []
+    for tier in _sizes(options):
+        size_hw = _fitted(tier.size, literal=options.literal)
+        asked = network, size_hw, tier.sampling, machine
+        ways = list(ways_alone(*asked, host_bytes))
+        found.append((tier, size_hw, ways, plan_alone(*asked, offload=True, host_bytes=host_bytes)))
+    if options.json:
+        text = json.dumps({"plans": [alone_record(*each) for each in found]}, indent=2)
+    else:
+        text = "\n\n".join("\n".join(alone_text(*each)) for each in found)
+    sys.stdout.write(text + "\n")
+    return EXIT_FITS if all(chosen.fits for *_, chosen in found) else EXIT_TOO_LARGE
+
+
 def run(options: argparse.Namespace) -> int:
     """Plan and print; returns the exit status."""
     if options.tune is not None:
         return _tune(options)
+    if options.alone:
+        return _alone(options)
     machine = _machine(options)
     network = Network() if options.model is None else read_network(options.model)
     planned = []

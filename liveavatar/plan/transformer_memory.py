@@ -118,6 +118,21 @@ def head_weights(config: TransformerConfig) -> int:
     return 2 * config.dim * FLOAT32_BYTES + _linear(config.dim, outputs, FLOAT32_BYTES)
 
 
+def _each_layer(
+    config: TransformerConfig, layers: range, precision: Precision, tp_degree: int = 1
+) -> list[int]:
+    inject = config.audio_inject_layers
+    return [
+        layer_weights(config, precision, injects=layer in inject, tp_degree=tp_degree)
+        for layer in layers
+    ]
+
+
+def layer_weights_of(config: TransformerConfig, layers: range, precision: Precision) -> int:
+    """Bytes of whole layers together, without embedder and head."""
+    return sum(_each_layer(config, layers, precision))
+
+
 def stage_weights(
     config: TransformerConfig, layers: range, precision: Precision, sharing: Sharing = ALONE
 ) -> int:
@@ -126,15 +141,7 @@ def stage_weights(
     Sharded, they are its part of all layers, and two layers that are gathered: the one at work and
     the next, which comes meanwhile.
     """
-    each = [
-        layer_weights(
-            config,
-            precision,
-            injects=layer in config.audio_inject_layers,
-            tp_degree=sharing.tp_degree,
-        )
-        for layer in layers
-    ]
+    each = _each_layer(config, layers, precision, sharing.tp_degree)
     total = sum(each)
     if sharing.sharded:
         total = math.ceil(total / sharing.sp_degree) + _GATHERED_LAYERS * max(each)
@@ -195,6 +202,25 @@ def condition_bytes(
         return versions * copy
     stored = values * precision.value_bytes
     return versions * stored + sampling.num_steps * copy
+
+
+def ring_rooms(config: TransformerConfig, tokens: Tokens, precision: Precision) -> int:
+    """Bytes on the device of rings that wait in host memory: windows of two layers.
+
+    See `liveavatar.model.ring_shelf`.
+    """
+    values = (tokens.condition + tokens.ring) * 2 * config.dim
+    return 2 * precision.cache_bytes(values, config.head_dim)
+
+
+def shelved_ring_bytes(
+    config: TransformerConfig, tokens: Tokens, sampling: SamplingConfig, precision: Precision
+) -> int:
+    """Bytes of all layers' rings in host memory, and of the versions of their conditions."""
+    versions = 2 if sampling.num_clip > 1 else 1
+    values = ring_values(config, tokens, sampling)
+    values += versions * tokens.condition * 2 * config.dim
+    return config.num_layers * precision.cache_bytes(values, config.head_dim)
 
 
 def workspace_bytes(config: TransformerConfig, tokens: Tokens, precision: Precision) -> int:

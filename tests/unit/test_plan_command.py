@@ -247,6 +247,26 @@ def test_bad_input_is_refused_in_one_line(
     assert named in printed.err
 
 
+def test_one_process_alone_says_how_it_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--alone", "--size", "688*368", "--host_memory_gib"]
+    assert main([*asked, "128"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[1] for line in said[3:7]] == [
+        "bfloat16 weights and K/V",
+        "bfloat16 weights, 8-bit K/V",
+        "fp8 weights, bfloat16 K/V",
+        "fp8 weights, 8-bit K/V",
+    ]
+    assert "  fits, 15.9 of 22.15 GiB with bfloat16 weights and K/V, layers and rings in" in said[7]
+    assert "every forward copies" in said[8]
+    assert main([*asked, "8"]) == 1
+    assert "of which 8.0 GiB are free and 4 have to stay so" in capsys.readouterr().out
+    assert main([*asked, "128", "--gpu_memory_gib", "96"]) == 0
+    assert "every forward copies" not in capsys.readouterr().out, "all is on the card"
+    assert main([*asked, "nan"]) == 2
+    assert "host_memory_gib: expected 0 up to 1048576, got nan" in capsys.readouterr().err
+
+
 def test_the_plan_never_loads_torch() -> None:
     code = (
         "import sys; from liveavatar.plan.__main__ import main; main(['--size', '384*256']); "

@@ -43,10 +43,31 @@ def test_cards_and_tiers(document: str, capsys: pytest.CaptureFixture[str]) -> N
         assert cells.split(" | ") == [cell(plan) for plan in plans(capsys, gpus, gib)], gpus
 
 
+def test_one_process_on_one_card(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "docs/operating.md").read_text(encoding="utf-8")
+    main(["--alone", "--json", "--host_memory_gib", "128"])
+    for plan in json.loads(capsys.readouterr().out)["plans"]:
+        for precision in dict.fromkeys(way["precision"] for way in plan["ways"]):
+            ways = [way for way in plan["ways"] if way["precision"] == precision]
+            cells = [lone_cell(way) for way in ways]
+            per_forward = f"{ways[-1]['to_device_per_forward'] / 1e9:.1f} GB"
+            cells.append(f"{per_forward}, {ways[-1]['estimated_block_s']:.1f} s")
+            row = f"| {plan['name']} | {precision} | {' | '.join(cells)} |"
+            assert row in text.splitlines()
+
+
+def lone_cell(way: dict[str, Any]) -> str:
+    """GiB of the card, of host memory in brackets; slanted what does not fit."""
+    said = f"{way['bytes'] / GIB:.1f}"
+    if way["pinned_bytes"]:
+        said += f" ({way['pinned_bytes'] / GIB:.1f})"
+    return said if way["fits"] else f"*{said}*"
+
+
 def test_tiers_on_four_cards(capsys: pytest.CaptureFixture[str]) -> None:
     text = (ROOT / "docs/operating.md").read_text(encoding="utf-8")
     for plan in plans(capsys, "4", "22.15"):
-        (row,) = re.findall(rf"^\| {plan['name']} \| .*$", text, re.MULTILINE)
+        (row,) = re.findall(rf"^\| {plan['name']} \| \d+\*.*$", text, re.MULTILINE)
         size, steps = f"{plan['width']} x {plan['height']}", plan["sample_steps"]
         assert f"| {size} | {plan['infer_frames']}, {steps} |" in row
         assert row.endswith(f"| {fullest_gib(plan)} GiB |"), row
