@@ -129,14 +129,15 @@ class Steadiness:
 
 def judge_speech(frames: Frames, person: Character, speech: Samples, mood: str) -> Speech:
     """Judge generated frames of a person whose parameters are known, asked to be in a mood."""
-    reader, smile = Reader(person, SIZE), float(person.mouth.smile)
+    size = (frames.shape[2], frames.shape[1])
+    reader, smile = Reader(person, size), float(person.mouth.smile)
     whole = len(frames) // 4 * 4
     targets = mouth_targets(torch.from_numpy(speech[: whole * SPEECH_RATE_HZ // FPS]))
     shown = act(targets, torch.zeros(whole // 4, NUM_CUES), mood, smile)
     wanted = shown.open.flatten().numpy().astype(np.float64)
     read = reader.read(frames[:whole], "open")
     best = np.concatenate([  # a minute of drawings at once is large
-        reader.read(drawn_frames(person, shown.part(first, first + 100), SIZE), "open")
+        reader.read(drawn_frames(person, shown.part(first, first + 100), size), "open")
         for first in range(0, whole, 100)
     ])  # fmt: skip
     lags = range(-_LARGEST_LAG, _LARGEST_LAG + 1)
@@ -250,6 +251,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--cast", action="store_true", help="the people of examples/ instead")
     parser.add_argument("--seconds", type=float, default=12.0)
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--side", type=int, default=SIZE[0], help="of the square picture, pixels")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--baselines", action="store_true", help="a still, and random weights")
     parser.add_argument("--moods", action="store_true", help="every person in every mood")
@@ -258,9 +260,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _say_drift(demo: Demo, person: Character, speech: Samples, steps: int) -> Frames:
+def _say_drift(demo: Demo, portrait: Frames, speech: Samples, steps: int) -> Frames:
     """Render one long video, print one line per minute; returns the frames."""
-    frames = demo.speak(draw_portrait(person, SIZE), speech, MOOD_PROMPTS[0], steps)
+    frames = demo.speak(portrait, speech, MOOD_PROMPTS[0], steps)
     for minute, steadiness in enumerate(judge_minutes(frames), start=1):
         _say({"minute": minute} | asdict(steadiness))
     return frames
@@ -286,10 +288,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         person = CAST[number] if options.cast else stranger(number)
         start = min(number * len(corpus) // (options.people + 1), len(corpus) - length)
         speech = corpus[start : start + length]
+        portrait = draw_portrait(person, (options.side, options.side))
         if options.drift:
-            shown.append(_say_drift(demo, person, speech, options.steps))
+            shown.append(_say_drift(demo, portrait, speech, options.steps))
             continue
-        portrait = draw_portrait(person, SIZE)
         wanted = MOODS if options.moods else MOODS[:1]
         videos = {
             mood: demo.speak(portrait, speech, prompt, options.steps)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ class Order:
         corpus: file of the speech corpus.
         count: most clips wanted.
         num_frames: of a clip.
-        size: width and height in pixels.
+        sizes: width and height in pixels of one clip after the other, over and over.
         seed: of everything.
         quick: processes that draw on the GPU where there is one, until they are waited for.
         patient: processes that draw on processor cores beside the training, until the end.
@@ -93,10 +94,22 @@ class Order:
     corpus: Path
     count: int
     num_frames: int
-    size: tuple[int, int]
+    sizes: Sequence[tuple[int, int]]
     seed: int
     quick: int
     patient: int
+
+    def place(self, number: int) -> tuple[tuple[int, int], int]:
+        """Size of a clip, and how many clips of this size come before it."""
+        rounds, turn = divmod(number, len(self.sizes))
+        size = self.sizes[turn]
+        return size, rounds * self.sizes.count(size) + self.sizes[:turn].count(size)
+
+    def empty(self) -> dict[tuple[int, int], Drawn]:
+        """Make shared memory for the clips of each size."""
+        rounds = -(-self.count // len(self.sizes))
+        counts = {size: rounds * self.sizes.count(size) for size in dict.fromkeys(self.sizes)}
+        return {size: Drawn.empty(n, self.num_frames, size) for size, n in counts.items()}
 
 
 class Drawing:
@@ -108,7 +121,7 @@ class Drawing:
 
     def __init__(self, order: Order) -> None:
         self.started = time.monotonic()
-        self.drawn = Drawn.empty(order.count, order.num_frames, order.size)
+        self.drawn = order.empty()
         context = processes.get_context("spawn")
         self._quick_stop, self._stop = context.Event(), context.Event()
         self._taken = context.Value("l", 0)  # kept: it lives as long as this process knows it
@@ -125,34 +138,42 @@ class Drawing:
         for worker in self._workers:
             worker.start()
 
-    def first(self, seconds: float) -> Drawn:
-        """End the quick processes so many seconds after the start; the clips up to then."""
+    def first(self, seconds: float) -> dict[tuple[int, int], Drawn]:
+        """End the quick processes so many seconds after the start; the clips up to then by size."""
         deadline = self.started + seconds
         while time.monotonic() < deadline and any(worker.is_alive() for worker in self._quick):
             time.sleep(0.1)
         self._quick_stop.set()
         return self._joined(self._quick)
 
-    def close(self) -> Drawn:
-        """End all processes; all clips."""
+    def close(self) -> dict[tuple[int, int], Drawn]:
+        """End all processes; all clips by size."""
         self._quick_stop.set()
         self._stop.set()
         return self._joined(self._workers)
 
-    def _joined(self, workers: list[Any]) -> Drawn:
+    def _joined(self, workers: list[Any]) -> dict[tuple[int, int], Drawn]:
         deadline = time.monotonic() + _JOIN_S
         for worker in workers:
             worker.join(max(0.0, deadline - time.monotonic()))
             if worker.is_alive():
                 worker.kill()
-        finished = self.drawn.finished()
-        spent = time.monotonic() - self.started
-        _LOG.info("%d clips after %.0f s", len(finished.moods), spent)
+        finished = {size: drawn.finished() for size, drawn in self.drawn.items()}
+        for (width, height), drawn in finished.items():
+            spent = time.monotonic() - self.started
+            _LOG.info("%d clips of %dx%d after %.0f s", len(drawn.moods), width, height, spent)
         return finished
 
 
 @torch.no_grad()
-def _work(order: Order, corpus: Corpus, drawn: Drawn, taken: Any, device: str, stop: Any) -> None:
+def _work(
+    order: Order,
+    corpus: Corpus,
+    all_drawn: dict[tuple[int, int], Drawn],
+    taken: Any,
+    device: str,
+    stop: Any,
+) -> None:
     """Draw one number after another, each taken by one process, until told to stop."""
     torch.set_num_threads(1)
     while not stop.is_set():
@@ -160,10 +181,12 @@ def _work(order: Order, corpus: Corpus, drawn: Drawn, taken: Any, device: str, s
             number, taken.value = taken.value, taken.value + 1
         if number >= order.count:
             return
-        random = np.random.default_rng((order.seed, *order.size, number))
-        clip = draw_clip(random, corpus, order.num_frames, order.size, torch.device(device))
-        drawn.frames[number] = clip.frames_THWC.cpu()
-        drawn.sound[number], drawn.targets[number] = clip.sound_N, clip.targets_T3
-        drawn.cues[number], drawn.moods[number] = clip.cues_FK, clip.mood
-        drawn.focus[number] = clip.focus_42
-        drawn.done[number] = 1
+        size, row = order.place(number)
+        random = np.random.default_rng((order.seed, *size, number))
+        clip = draw_clip(random, corpus, order.num_frames, size, torch.device(device))
+        drawn = all_drawn[size]
+        drawn.frames[row] = clip.frames_THWC.cpu()
+        drawn.sound[row], drawn.targets[row] = clip.sound_N, clip.targets_T3
+        drawn.cues[row], drawn.moods[row] = clip.cues_FK, clip.mood
+        drawn.focus[row] = clip.focus_42
+        drawn.done[row] = 1

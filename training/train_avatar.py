@@ -9,8 +9,9 @@ apart, and what reads them is trained.
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -48,7 +49,8 @@ class Run:
 
     Attributes:
         seconds: of training.
-        batch: clips per step.
+        batch: clips per step at the smallest size; so many fewer of larger ones that the tokens
+            of a step stay as many.
         rollout_from: share of the run after which the network's own states are trained on.
         rate: factor on the learning rates.
         finish: let the rates fall from the first steps on and average over a few steps, to end a
@@ -74,13 +76,14 @@ class AvatarTrainer:
 
     Args:
         avatar: on the training device.
-        pool: encoded clips.
+        pools: encoded clips, one pool for each size of picture, the smallest first.
         run: how to train.
         seed: of what is drawn for each step.
     """
 
-    def __init__(self, avatar: Avatar, pool: Batch, run: Run, seed: int) -> None:
-        self.avatar, self.pool, self.plan = avatar, pool, run
+    def __init__(self, avatar: Avatar, pools: Sequence[Batch], run: Run, seed: int) -> None:
+        self.avatar, self.pools, self.plan = avatar, pools, run
+        pool = pools[0]
         self.device = pool.latents.device
         self.random = np.random.default_rng((seed, 2))
         trained = {n: p for n, p in avatar.named_parameters() if p.requires_grad}
@@ -137,24 +140,29 @@ class AvatarTrainer:
         place = Place.from_tensors(inputs[11:])
         return self.avatar.velocity(sample, scene, place), mouth_loss
 
-    def draw(self, size: float) -> tuple[tuple[Tensor, ...], Position]:
+    def draw(self, pool: Batch, size: float) -> tuple[tuple[Tensor, ...], Position]:
         """Draw the inputs of a step, mixed with noise at a random level each.
+
+        Args:
+            pool: where the clips come from.
+            size: factor on the learning rates.
 
         Returns:
             sample, latents, sigma, weights, size, targets, sound, reference, first, motion, text
             and the tensors of a `Place`; and the position, for other levels.
         """
-        chosen = self.random.integers(len(self.pool.moods), size=self.plan.batch)
-        batch = self.pool.pick(self._sent(chosen))
+        count = self._count(pool)
+        chosen = self.random.integers(len(pool.moods), size=count)
+        batch = pool.pick(self._sent(chosen))
         noise = set_cues(torch.randn_like(batch.latents), batch.cues)
         values, shares = zip(*LEVELS, strict=True)
-        levels = self.random.choice(values, size=self.plan.batch, p=shares)
+        levels = self.random.choice(values, size=count, p=shares)
         sigma = self._sent(levels.astype(np.float32))
         wide = sigma[:, None, None, None, None]
         sample = (1 - wide) * batch.latents + wide * noise
-        rough = 0.08 * torch.rand(self.plan.batch, 1, 1, 1, 1, device=self.device)
+        rough = 0.08 * torch.rand(count, 1, 1, 1, 1, device=self.device)
         first = batch.latents[:, :, :1]
-        words = self.random.integers(_PROMPTS_PER_MOOD, size=self.plan.batch)
+        words = self.random.integers(_PROMPTS_PER_MOOD, size=count)
         lines = batch.moods * _PROMPTS_PER_MOOD + self._sent(words)
         position = self._position(batch.latents.shape[2] // 3)
         inputs = (
@@ -164,7 +172,13 @@ class AvatarTrainer:
             batch.motion, self.prompts_PLD[lines],
         )  # fmt: skip
         self.noise = noise
-        return (*inputs, *self._place(position, levels * 1000)), position
+        grid = _grid(batch.latents)
+        return (*inputs, *self._place(position, grid, levels * 1000)), position
+
+    def _count(self, pool: Batch) -> int:
+        """Clips of a step out of a pool."""
+        smallest, own = (math.prod(p.latents.shape[-2:]) for p in (self.pools[0], pool))
+        return max(1, self.plan.batch * smallest // own)
 
     def _sent(self, numbers: np.ndarray) -> Tensor:
         """Numbers on the device; the device is not waited for."""
@@ -188,11 +202,10 @@ class AvatarTrainer:
         bounds = (MIN_RELATIVE_DISTANCE, MAX_RELATIVE_DISTANCE + 1)
         return [int(number) for number in self.random.integers(*bounds, size=blocks)]
 
-    def _place(self, position: Position, timesteps: np.ndarray) -> tuple[Tensor, ...]:
-        rows, columns = (side // 2 for side in self.pool.latents.shape[-2:])
-        place = position.place(
-            self.avatar.config, (rows, columns), timesteps.tolist(), torch.device("cpu")
-        )
+    def _place(
+        self, position: Position, grid: tuple[int, int], timesteps: np.ndarray
+    ) -> tuple[Tensor, ...]:
+        place = position.place(self.avatar.config, grid, timesteps.tolist(), torch.device("cpu"))
         return tuple(self._copied(part) for part in place.tensors())
 
     def roll_out(
@@ -205,7 +218,8 @@ class AvatarTrainer:
         count, place = len(sample), inputs[11:]
         for step in range(last + 1):
             here = replace(position, distances=self._distances(len(position.distances)))
-            place = self._place(here, np.full(count, schedule.timesteps[step]))
+            timesteps = np.full(count, schedule.timesteps[step])
+            place = self._place(here, _grid(sample), timesteps)
             if step < last:
                 velocity = look(sample, *others, *place)
                 sample = sample + (schedule.sigmas[step + 1] - schedule.sigmas[step]) * velocity
@@ -216,16 +230,19 @@ class AvatarTrainer:
         """Train within the plan, saving now and then and at the end to `out`."""
         plan = self.plan
         started = saved = time.monotonic()
-        example, _ = self.draw(0.0)
-        learn, look = Captured(self.step, example), Captured(self.look, example)
+        examples = [self.draw(pool, 0.0)[0] for pool in self.pools]
+        learn = [Captured(self.step, example) for example in examples]
+        look = [Captured(self.look, example) for example in examples]
+        sizes = np.array([len(pool.moods) for pool in self.pools])
         _LOG.info("ready to learn after %.0f s", time.monotonic() - started)
         number = 0
         while (spent := time.monotonic() - started) < plan.seconds and number < plan.max_steps:
             share = max(spent / plan.seconds, number / plan.max_steps)
-            inputs, position = self.draw(max(plan.size(number, share), 0.01))
+            which = int(self.random.choice(len(sizes), p=sizes / sizes.sum()))
+            inputs, position = self.draw(self.pools[which], max(plan.size(number, share), 0.01))
             if share > plan.rollout_from and self.random.random() < 0.6:
-                inputs = self.roll_out(inputs, position, look)
-            self.errors.append((inputs[2], learn(*inputs).clone()))
+                inputs = self.roll_out(inputs, position, look[which])
+            self.errors.append((inputs[2], learn[which](*inputs).clone()))
             self.average.update()
             if number % 100 == 0:
                 _LOG.info("step %d %.0f s %s", number, spent, self.summary())
@@ -264,6 +281,11 @@ def emphasised(batch: Batch) -> Tensor:
     opening_BF = batch.targets[..., 0].unflatten(1, (-1, 4)).mean(-1)
     far_BF = 1 + _EMPHASIS * (opening_BF - _HALF_OPEN).abs()
     return (far_BF / far_BF.mean(1, keepdim=True))[..., None, None] * batch.weights[:, None]
+
+
+def _grid(latents: Tensor) -> tuple[int, int]:
+    """Token rows and columns of a frame."""
+    return latents.shape[-2] // 2, latents.shape[-1] // 2
 
 
 def _is_hidden(name: str) -> bool:

@@ -27,6 +27,8 @@ from training.train_autoencoder import AutoencoderTrainer, new_autoencoder
 from training.train_avatar import AvatarTrainer, Run
 
 _LOG = logging.getLogger("demo")
+_SIZE, _LARGER = (128, 128), [(192, 192), (256, 256)]
+"""Sizes of the demo's tiers; the autoencoder is trained at the first."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -42,7 +44,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick-workers", type=int, default=8, help="that draw on the GPU")
     parser.add_argument("--patient-workers", type=int, default=12, help="that draw on the host")
     parser.add_argument("--blocks", type=int, default=7, help="blocks of 12 frames per clip")
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--larger", type=int, default=4, help="one clip in so many, or none (0), "
+                        "is 192x192 and one 256x256; the others are 128x128")  # fmt: skip
+    parser.add_argument("--batch", type=int, default=32, help="clips of 128x128 per step")
     parser.add_argument("--rollout-from", type=float, default=0.6)
     parser.add_argument("--rate", type=float, default=1.0)
     parser.add_argument("--finish", action="store_true", help="let the rates fall from the start")
@@ -76,6 +80,13 @@ def _train_autoencoder(
     trainer.report()
 
 
+def _sizes(larger: int) -> list[tuple[int, int]]:
+    """Sizes of one clip after the other, the smallest first."""
+    if larger <= 0:
+        return [_SIZE]
+    return [_SIZE] * max(1, larger - len(_LARGER)) + _LARGER
+
+
 def main() -> int:
     """Run the command; returns its exit status."""
     started = time.monotonic()
@@ -85,14 +96,15 @@ def main() -> int:
     torch.set_float32_matmul_precision("high")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     order = Order(
-        options.corpus, options.clips, options.blocks * FRAMES_PER_BLOCK, (128, 128),
+        options.corpus, options.clips, options.blocks * FRAMES_PER_BLOCK, _sizes(options.larger),
         options.seed, options.quick_workers, options.patient_workers,
     )  # fmt: skip
     drawing = Drawing(order)
-    encoder = trained_encoder(options, drawing.first(options.draw_seconds), device)
-    pool = encode_pool(encoder, drawing.close())
+    encoder = trained_encoder(options, drawing.first(options.draw_seconds)[_SIZE], device)
+    pools = [encode_pool(encoder, drawn) for drawn in drawing.close().values() if len(drawn.moods)]
     del drawing
-    _LOG.info("encoded %d clips after %.0f s", len(pool.moods), time.monotonic() - started)
+    count = sum(len(pool.moods) for pool in pools)
+    _LOG.info("encoded %d clips after %.0f s", count, time.monotonic() - started)
     avatar = Avatar(TRIAL if options.trial else DEMO)
     if (options.out / CONFIG).exists():
         avatar.load(options.out)
@@ -101,7 +113,7 @@ def main() -> int:
     run = Run(
         left, options.batch, options.rollout_from, options.rate, options.finish, options.max_steps
     )
-    AvatarTrainer(avatar.to(device), pool, run, options.seed).train(options.out)
+    AvatarTrainer(avatar.to(device), pools, run, options.seed).train(options.out)
     return 0
 
 

@@ -22,6 +22,7 @@ from training.checkpoint_writer import load_autoencoder, load_for_training, writ
 from training.clips import Corpus, draw_clip
 from training.demo_config import TRIAL
 from training.differentiable_vae import decode_clips, encode_clips, moments, reconstruct
+from training.drawing import Order
 from training.mouth_targets import mouth_targets
 from training.people import random_person
 from training.performance import (
@@ -137,20 +138,41 @@ def test_blocks_side_by_side_make_the_video_of_one_device(avatar: Avatar):
     assert torch.allclose(sample[0], made, atol=2e-4)
 
 
+def random_pool(count: int, side: int) -> Batch:
+    """Clips of one block that show nothing."""
+    sound = torch.from_numpy(hum(0.92))[None].repeat(count, 1)
+    return Batch(
+        torch.randn(count, 16, 1, side, side), torch.randn(count, 16, 10, side, side),
+        torch.randn(count, 16, 3, side, side), sound, torch.rand(count, 12, 3),
+        torch.randn(count, 3, NUM_CUES), torch.arange(count) % 2, torch.ones(count, side, side),
+    )  # fmt: skip
+
+
 def test_an_update_lowers_the_loss(avatar: Avatar):
     torch.manual_seed(4)
-    frames, count = 12, 2
-    sound = torch.from_numpy(hum(0.92))[None].repeat(count, 1)
-    pool = Batch(
-        torch.randn(count, 16, 1, SIDE, SIDE), torch.randn(count, 16, 10, SIDE, SIDE),
-        torch.randn(count, 16, 3, SIDE, SIDE), sound, torch.rand(count, frames, 3),
-        torch.randn(count, 3, NUM_CUES), torch.tensor([0, 1]), torch.ones(count, SIDE, SIDE),
-    )  # fmt: skip
-    trainer = AvatarTrainer(avatar, pool, Run(1.0, batch=count, max_steps=1), 0)
-    inputs, _ = trainer.draw(0.3)
+    pool = random_pool(2, SIDE)
+    trainer = AvatarTrainer(avatar, [pool], Run(1.0, batch=2, max_steps=1), 0)
+    inputs, _ = trainer.draw(pool, 0.3)
     assert trainer.summary() == ""  # a run may end right behind a line of its log
     losses = [trainer.step(*inputs).mean().item() for _ in range(6)]
     assert losses[-1] < 0.9 * losses[0]
+
+
+def test_sizes_take_turns_and_their_clips_lie_without_gaps():
+    small, large = (32, 32), (48, 48)
+    order = Order(Path("none"), 5, 12, [small, small, large], 0, 1, 0)
+    places = [order.place(number) for number in range(5)]
+    assert places == [(small, 0), (small, 1), (large, 0), (small, 2), (small, 3)]
+    assert {size: len(drawn.moods) for size, drawn in order.empty().items()} == {small: 4, large: 2}
+
+
+def test_a_run_learns_from_every_size_and_saves(avatar: Avatar, tmp_path: Path):
+    torch.manual_seed(8)
+    pools = [random_pool(2, side) for side in (SIDE, 2 * SIDE)]
+    trainer = AvatarTrainer(avatar, pools, Run(60.0, batch=4, rollout_from=0.4, max_steps=6), 0)
+    assert [len(trainer.draw(pool, 0.0)[0][0]) for pool in pools] == [4, 1]
+    trainer.train(tmp_path)
+    assert (tmp_path / "config.json").exists()
 
 
 def test_cues_are_written_into_noise_that_stays_normal():
