@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 
 from liveavatar.backend import Backend, Wish, Work, groups_on_ray, one_group
+from liveavatar.engine.identity import hold_folder
 from liveavatar.engine.served_model import Served, serve_checkpoint, serve_test_picture
 from liveavatar.engine.supervisor_settings import SupervisorSettings
 from liveavatar.errors import LiveAvatarError
+from liveavatar.jobs.mirror import open_mirror
 from liveavatar.jobs.spool import Spool
 from liveavatar.jobs.store import JobStore, sqlite_url
 from liveavatar.media.reader_process import MediaReader
@@ -34,10 +37,12 @@ from webui.tunnel import host_of, public_link
 
 def run(options: argparse.Namespace) -> None:
     """Serve until stopped."""
-    spool = Spool(options.data_dir, shared=options.backend == "ray")
+    spool = _spool(options)
     accounts = accounts_of(options, installation_key(spool.root))
     model, settings = _choose(options)
     with ExitStack() as stack:
+        if spool.mirror is not None:
+            stack.callback(os.close, hold_folder(spool, shares=False))
         store = JobStore(_database(options))
         stack.callback(store.close)
         backend = _backend(options, model, settings, store, spool)
@@ -74,6 +79,12 @@ def run(options: argparse.Namespace) -> None:
             end_streams=app.state.streams.close,
         )
         server.run([listener])
+
+
+def _spool(options: argparse.Namespace) -> Spool:
+    if options.storage is not None:
+        return Spool(options.data_dir, mirror=open_mirror(options.storage))
+    return Spool(options.data_dir, shared=options.backend == "ray")
 
 
 def _choose(options: argparse.Namespace) -> tuple[Served, ServerSettings]:

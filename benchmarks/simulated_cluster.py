@@ -24,7 +24,9 @@ from liveavatar.cluster.pool import Pool
 from liveavatar.config import SamplingConfig
 from liveavatar.engine.supervisor_settings import SupervisorSettings
 from liveavatar.errors import DeadlineError
+from liveavatar.jobs.copies import Copies
 from liveavatar.jobs.job import Job, JobSpec, JobState
+from liveavatar.jobs.mirror import open_mirror
 from liveavatar.jobs.queue_limits import QueueLimits
 from liveavatar.jobs.spool import JobFolder, Spool
 from liveavatar.jobs.store import JobStore, sqlite_url
@@ -81,7 +83,10 @@ class Site:
 
     def __init__(self, folder: Path, pool: Pool, order: Order) -> None:
         self.folder, self.pool, self.order = folder, pool, order
-        self.spool, self.store = Spool(order.data_dir), JobStore(order.database)
+        self.store = JobStore(order.database)
+        mirror = open_mirror(order.storage) if order.storage else None
+        self.spool = Spool(order.data_dir, mirror=mirror)
+        self._copies = Copies(self.store, self.spool, mirror) if mirror else None
 
     def submit(self, frames: int = 24, **changed: Any) -> Job:
         """Queue a video of the example, 64 x 64 pixels; `changed` replaces what its spec says."""
@@ -107,6 +112,11 @@ class Site:
     def folder_of(self, job: Job) -> JobFolder:
         """Where a job's files lie."""
         return self.spool.job(job.id)
+
+    def video_of(self, job: Job) -> Path:
+        """The finished video, as a web server finds it."""
+        path = self.folder_of(job).video
+        return self._copies.fetch(self.now(job), path) if self._copies else path
 
     def now(self, job: Job) -> Job:
         """A job as it is now."""
@@ -144,9 +154,16 @@ class Site:
 
 @contextmanager
 def site(
-    folder: Path, pool: Pool, model: str | None = None, database: str | None = None
+    folder: Path,
+    pool: Pool,
+    model: str | None = None,
+    database: str | None = None,
+    storage: str | None = None,
 ) -> Iterator[Site]:
-    """An installation whose groups end with the context; by default with SQLite in its folder."""
+    """An installation whose groups end with the context; by default with SQLite in its folder.
+
+    With a storage, its groups share nothing else.
+    """
     order = Order(
         database=database or sqlite_url(folder / "jobs.db"),
         data_dir=folder,
@@ -154,6 +171,7 @@ def site(
         adapter=None,
         tiers=(Tier("fast", SizeOption(64, 64), SamplingConfig(infer_frames=24, num_steps=2)),),
         supervising=SupervisorSettings(lease_s=3.0, status_s=0.5),
+        storage=storage,
         share=Share(gpus=0, cpus=1),
     )
     pool.set_order(order)

@@ -121,6 +121,7 @@ def groups_on_ray(work: Work, wish: Wish) -> Backend:
         adapter=work.adapter and work.adapter.resolve(),
         tiers=work.tiers,
         supervising=for_a_cluster(work.supervising),
+        storage=work.spool.mirror.storage.url if work.spool.mirror else None,
         share=Share(gpus, cpus),
     )
     return ClusterBackend(order, wish.groups, wish.address)

@@ -10,7 +10,7 @@ LiveAvatarError
 │   ├── QueueFullError     no more jobs are taken now
 │   ├── LeaseLostError     the job was taken from the worker that reports on it
 │   ├── StoreUnavailableError  the job database cannot be read or written now
-│   └── SpoolUnavailableError  files cannot be written now: the disk is full or read-only
+│   └── SpoolUnavailableError  files cannot be written now: disk full or read-only, storage away
 └── EngineError            the machinery failed, not the input
     ├── JobFaultError      a rank's work on one job failed
     ├── WorkerDiedError    a rank ended before its work did
@@ -64,7 +64,7 @@ class StoreUnavailableError(JobError):
 
 
 class SpoolUnavailableError(JobError):
-    """Files cannot be written now: the disk is full or read-only."""
+    """Files cannot be written now: the disk is full or read-only, or the storage is away."""
 
 
 class EngineError(LiveAvatarError):

@@ -86,9 +86,9 @@ class Endpoints:
         """The finished video; an error says how far a job is that has none."""
         try:
             job = self._service.job(job_id)
+            video = self._service.video(job)
         except LiveAvatarError as error:
             raise gr.Error(str(error)) from None
-        video = self._service.spool.job(job.id).video
         if not video.exists():
             raise gr.Error(
                 f"the job is {job.state.value}: {job.frames} of {job.spec.total_frames} frames"

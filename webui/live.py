@@ -1,7 +1,8 @@
 """Growing videos to any number of viewers.
 
 One watcher per growing file looks how far it reaches, however many viewers there are; each viewer
-reads the file at its own pace, so that a slow one slows only itself.
+reads the file at its own pace, so that a slow one slows only itself. Where the files are in a
+storage, the watcher also keeps a copy up to date, and everybody reads that.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from pathlib import Path
 from typing import BinaryIO
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 
 from liveavatar.errors import LiveAvatarError, MediaError
+from liveavatar.jobs.copies import Copies
+from liveavatar.jobs.live_copy import LiveCopy
 from liveavatar.jobs.spool import Spool
 from liveavatar.jobs.store import JobStore
 from liveavatar.media.live_file import complete_length
@@ -26,6 +30,10 @@ _ASK_EVERY_S = 0.25
 _READ_BYTES = 1 << 16
 _COMPARED_BYTES = 1 << 16
 _READ_AT_ONCE_BYTES = 1 << 22
+_COPY_EVERY_S = 0.3
+_COPY_AGAIN_S = 1.0
+_COPIES_AT_ONCE = 32
+_READ_WITHIN_S = 2.0
 
 logger = logging.getLogger(__name__)
 
@@ -37,18 +45,20 @@ class _Watch:
         length: bytes of whole segments.
         ended: whether no more will come.
         viewers: how many follow.
-        task: what keeps looking.
     """
 
-    def __init__(self, store: JobStore, spool: Spool, job_id: str, take: int) -> None:
+    def __init__(
+        self, store: JobStore, path: Path, job_id: str, take: int, copy: LiveCopy | None
+    ) -> None:
         self.length = 0
         self.ended = False
         self.viewers = 0
-        self.task: asyncio.Task[None] | None = None
         self._store = store
         self._job_id = job_id
         self._take = take
-        self._path = spool.job(job_id).live
+        self._path = path
+        self._copy = copy
+        self._tasks: list[asyncio.Task[None]] = []
         self._file: BinaryIO | None = None
         self._outlived: list[BinaryIO] = []
         self._changed = asyncio.Condition()
@@ -90,10 +100,29 @@ class _Watch:
         finally:
             await self.end()
 
+    async def keep_copying(self, limiter: CapacityLimiter) -> None:
+        """Keep the copy up to date; what cannot be fetched now is waited for."""
+        assert self._copy is not None
+        while not (self.ended or self._copy.is_whole):
+            wait_s = _COPY_EVERY_S
+            try:
+                # Threads of its own: a storage that hangs must not hold up the others' requests.
+                await to_thread.run_sync(self._copy.advance, limiter=limiter)
+            except (LiveAvatarError, OSError) as error:
+                logger.warning("job %s: its live video waits: %s", self._job_id, error)
+                wait_s = _COPY_AGAIN_S
+            await asyncio.sleep(wait_s)
+
+    def start(self, limiter: CapacityLimiter) -> None:
+        """Begin to look."""
+        self._tasks = [asyncio.create_task(self.keep_looking())]
+        if self._copy is not None:
+            self._tasks.append(asyncio.create_task(self.keep_copying(limiter)))
+
     def close(self) -> None:
         """Stop looking and close the file."""
-        if self.task is not None:
-            self.task.cancel()
+        for task in self._tasks:
+            task.cancel()
         for file in (*self._outlived, *([self._file] if self._file else [])):
             file.close()
         self._file = None
@@ -101,7 +130,7 @@ class _Watch:
 
     def _look(self) -> tuple[int, bool]:
         # Asked first: what was written before the job ended is then seen below.
-        ended = self._has_ended()
+        ended = self._has_ended() if self._copy is None else self._copy.is_whole
         if self._file is None:
             with suppress(FileNotFoundError):
                 self._file = self._path.open("rb")
@@ -146,11 +175,14 @@ class LiveStreams:
     Args:
         store: tells when a job has ended.
         spool: where the files lie.
+        copies: of files that lie elsewhere; None where all are in the spool.
     """
 
-    def __init__(self, store: JobStore, spool: Spool) -> None:
+    def __init__(self, store: JobStore, spool: Spool, copies: Copies | None = None) -> None:
         self._store = store
         self._spool = spool
+        self._copies = copies
+        self._limiter = CapacityLimiter(_COPIES_AT_ONCE)
         self._watches: dict[tuple[str, int], _Watch] = {}
         self._closing = False
 
@@ -183,9 +215,15 @@ class LiveStreams:
         finally:
             self._leave(key, watch)
 
-    def read(self, job_id: str, start: int) -> bytes:
-        """What there is of a job's growing file from a byte on: whole segments, but a limit."""
-        path = self._spool.job(job_id).live
+    def read(self, job_id: str, take: int, start: int) -> bytes:
+        """What there is of a job's growing file from a byte on: whole segments, but a limit.
+
+        Raises:
+            SpoolUnavailableError: it is in a storage that is away.
+        """
+        path, copy = self._place(job_id, take)
+        if copy is not None:
+            copy.advance(_READ_WITHIN_S)
         try:
             length = complete_length(path)
             with path.open("rb") as file:
@@ -208,10 +246,18 @@ class LiveStreams:
     def _join(self, key: tuple[str, int]) -> _Watch:
         watch = self._watches.get(key)
         if watch is None:
-            watch = self._watches[key] = _Watch(self._store, self._spool, *key)
-            watch.task = asyncio.create_task(watch.keep_looking())
+            path, copy = self._place(*key)
+            watch = self._watches[key] = _Watch(self._store, path, *key, copy)
+            watch.start(self._limiter)
         watch.viewers += 1
         return watch
+
+    def _place(self, job_id: str, take: int) -> tuple[Path, LiveCopy | None]:
+        """Where a growing file is read, and what keeps it up to date if it is a copy."""
+        if self._copies is None:
+            return self._spool.job(job_id).live, None
+        copy = self._copies.live(job_id, take)
+        return copy.path, copy
 
     def _leave(self, key: tuple[str, int], watch: _Watch) -> None:
         watch.viewers -= 1

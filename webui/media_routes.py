@@ -46,7 +46,7 @@ async def live(
 async def media(job_id: str, service: ServiceOf, download: Download = False) -> Response:
     """The finished video; ranges work."""
     job = await in_thread(service.job, job_id)
-    return _video(job, service.spool.job(job.id).video, download=download)
+    return _video(job, await in_thread(service.video, job), download=download)
 
 
 @router.get("/thumbnails/{job_id}.jpg", response_class=FileResponse)
@@ -54,7 +54,7 @@ async def media(job_id: str, service: ServiceOf, download: Download = False) -> 
 async def thumbnail(job_id: str, service: ServiceOf) -> Response:
     """A small picture of the video."""
     job = await in_thread(service.job, job_id)
-    return _picture(service.spool.job(job.id).thumbnail)
+    return _picture(await in_thread(service.thumbnail, job))
 
 
 @router.get("/s/{token}/live.mp4", response_class=StreamingResponse)
@@ -79,7 +79,7 @@ async def shared_video(token: str, service: ServiceOf, download: Download = Fals
     job = await in_thread(service.shared_job, token)
     if download and not service.settings.features.download:
         raise RefusalError(403, "videos cannot be downloaded by link on this server")
-    return _video(job, service.spool.job(job.id).video, download=download)
+    return _video(job, await in_thread(service.video, job), download=download)
 
 
 @router.get("/s/{token}/thumbnail.jpg", response_class=FileResponse)
@@ -87,7 +87,7 @@ async def shared_video(token: str, service: ServiceOf, download: Download = Fals
 async def shared_thumbnail(token: str, service: ServiceOf) -> Response:
     """As `/thumbnails`, for whoever has the link."""
     job = await in_thread(service.shared_job, token)
-    return _picture(service.spool.job(job.id).thumbnail)
+    return _picture(await in_thread(service.thumbnail, job))
 
 
 async def _live(
@@ -105,7 +105,7 @@ async def _live(
         return Response(media_type="video/mp4", headers=headers)
     streams: LiveStreams = request.app.state.streams
     if not follow:
-        content = await in_thread(streams.read, job.id, start)
+        content = await in_thread(streams.read, job.id, current, start)
         return Response(content, media_type="video/mp4", headers=headers)
     bytes_of = streams.follow(job.id, job.take, start)
     return StreamingResponse(bytes_of, media_type="video/mp4", headers=headers)

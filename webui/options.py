@@ -53,6 +53,8 @@ def _build_parser() -> argparse.ArgumentParser:
     add("--behind-proxy", action="store_true", help="believe X-Forwarded-* headers of a proxy")
     add("--data-dir", type=Path, default=Path("data"), help="where jobs are kept; default data")
     add("--database", metavar="URL", help="job database; default SQLite in --data-dir")
+    add("--storage", metavar="URL", help="with --backend ray, for machines that share no folder: "
+        "where jobs are kept, such as s3://bucket/prefix")  # fmt: skip
     add("--config", type=Path, metavar="FILE", help="TOML file: tiers, limits, features")
     add("--test-picture", action="store_true", help="a moving test picture in place of a model")
     add("--backend", choices=("local", "ray"), default="local", help="worker group: one in this "
@@ -73,6 +75,10 @@ def _check_backend(options: argparse.Namespace) -> None:
     given = [name for name in names if getattr(options, name) is not None]
     if given and options.backend != "ray":
         raise ConfigError(f"{given[0]}: only with --backend ray")
+    if options.storage is not None and options.backend != "ray":
+        raise ConfigError("storage: only with --backend ray")
+    if options.storage is not None and options.database is None:
+        raise ConfigError("storage: needs --database URL, a database that all machines reach")
     if given and options.groups is None:
         raise ConfigError(f"{given[0]}: only with --groups N")
     if given and not 1 <= options.groups <= 10_000:

@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from liveavatar.errors import ConfigError, LiveAvatarError
+from liveavatar.errors import ConfigError, LiveAvatarError, SpoolUnavailableError
 from webui import api_page, auth, media_routes, metrics, routes, share_page
 from webui.auth import Accounts, LoginGate
 from webui.gradio_uploads import KEPT_S, sweep
@@ -91,7 +91,7 @@ def create_app(
         redoc_url=None,
     )
     app.state.service = service
-    app.state.streams = LiveStreams(service.store, service.spool)
+    app.state.streams = LiveStreams(service.store, service.spool, service.copies)
     app.state.accounts = access.accounts
     app.state.static = static
     _add_error_answers(app)
@@ -115,6 +115,8 @@ async def _do_chores(service: Service) -> None:
         try:
             await to_thread.run_sync(service.remove_old_jobs)
             await to_thread.run_sync(sweep, gradio_folder(service), KEPT_S)
+        except SpoolUnavailableError as error:
+            logger.warning("%s; old jobs are removed later", error)
         except Exception:  # a border: the next time may go better
             logger.exception("old jobs or uploads could not be removed")
         await asyncio.sleep(_CHORES_S)

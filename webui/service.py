@@ -18,9 +18,10 @@ from pathlib import Path
 from liveavatar.config import SamplingConfig
 from liveavatar.errors import LiveAvatarError, RequestError
 from liveavatar.jobs.ceiling import one_lower
+from liveavatar.jobs.copies import Copies
 from liveavatar.jobs.forecast import Forecast
 from liveavatar.jobs.job import Job, JobSpec
-from liveavatar.jobs.spool import Spool, settled_name, writable
+from liveavatar.jobs.spool import Made, Spool, settled_name, writable
 from liveavatar.jobs.store import JobStore, new_job_id
 from liveavatar.media.ingest import check_prompt, coverage_notes, prompt_notes
 from liveavatar.media.notes import Note
@@ -79,6 +80,7 @@ class Service:
         self.store = store
         self.spool = spool
         self.settings = settings
+        self.copies = Copies(store, spool, spool.mirror) if spool.mirror else None
         self.offers = Offers(settings, model)
         self.taking_jobs = True
         self._forecast = Forecast(store)
@@ -169,13 +171,22 @@ class Service:
 
     def job_view(self, job: Job) -> JobView:
         """A job for its owner."""
-        folder, outlook = self.spool.job(job.id), self._forecast.outlook(job)
-        return job_view(job, folder, outlook, self.settings.features)
+        return job_view(job, self._made(job), self._forecast.outlook(job), self.settings.features)
 
     def shared_view(self, job: Job) -> SharedJobView:
         """A job for whoever has its link."""
-        folder, outlook = self.spool.job(job.id), self._forecast.outlook(job)
-        return shared_view(job, folder, outlook, self.settings.features)
+        outlook = self._forecast.outlook(job)
+        return shared_view(job, self._made(job), outlook, self.settings.features)
+
+    def video(self, job: Job) -> Path:
+        """Where a job's finished video is, if there is one; SpoolUnavailableError."""
+        path = self.spool.job(job.id).video
+        return self.copies.fetch(job, path) if self.copies else path
+
+    def thumbnail(self, job: Job) -> Path:
+        """Where a job's thumbnail is, if there is one; SpoolUnavailableError."""
+        path = self.spool.job(job.id).thumbnail
+        return self.copies.fetch(job, path) if self.copies else path
 
     def jobs_of(self, owner: str) -> list[JobView]:
         """An owner's jobs, newest first."""
@@ -199,7 +210,11 @@ class Service:
         self.spool.remove(job_id)
 
     def remove_old_jobs(self) -> int:
-        """Remove ended jobs that are kept no longer, by age and by size; returns how many."""
+        """Remove ended jobs that are kept no longer, by age and by size; returns how many.
+
+        Raises:
+            SpoolUnavailableError: the storage is away.
+        """
         limits, removed = self.settings.limits, 0
         if limits.keep_days:
             for job_id in self.store.ended_before(time.time() - limits.keep_days * 86_400):
@@ -214,6 +229,8 @@ class Service:
                 excess -= sizes.get(job_id, 0)
                 self.delete(job_id)
                 removed += 1
+        if self.copies is not None:
+            self.copies.sweep()
         return removed
 
     def group_view(self, *, admin: bool) -> GroupView:
@@ -243,6 +260,10 @@ class Service:
     def lift(self) -> None:
         """Make every tier again."""
         self.store.set_ceiling(None, "")
+
+    def _made(self, job: Job) -> Made:
+        folder = self.spool.job(job.id)
+        return self.copies.made(job, folder) if self.copies else folder.made()
 
     def _known_form(self, job_id: str) -> str:
         """An id as we give them out; no database sees another, nor halves of characters in it."""

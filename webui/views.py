@@ -8,17 +8,17 @@ from typing import Any
 from liveavatar.config import FPS
 from liveavatar.jobs.forecast import Outlook
 from liveavatar.jobs.job import Job, JobState
-from liveavatar.jobs.spool import JobFolder
+from liveavatar.jobs.spool import Made
 from webui.schemas import JobView, NoteView, SharedJobView
 from webui.settings import Features
 
 
-def job_view(job: Job, folder: JobFolder, outlook: Outlook | None, features: Features) -> JobView:
+def job_view(job: Job, made: Made, outlook: Outlook | None, features: Features) -> JobView:
     """Everything about a job, for whoever may cancel it.
 
     Args:
         job: the job.
-        folder: its files.
+        made: which files it has.
         outlook: what it may expect, None when it is not queued.
         features: what may be done here.
     """
@@ -29,7 +29,6 @@ def job_view(job: Job, folder: JobFolder, outlook: Outlook | None, features: Fea
         message = f"{how}: {job.restart_note}."
         code = "restarted" if anew else "resumed"
         notes.append(NoteView(field="job", code=code, message=message))
-    has_video = folder.video.exists()
     return JobView(
         **_progress(job, outlook),
         id=job.id,
@@ -44,20 +43,17 @@ def job_view(job: Job, folder: JobFolder, outlook: Outlook | None, features: Fea
         error=job.error,
         seed=job.spec.sampling.seed,
         live_url=f"/live/{job.id}.mp4",
-        video_url=f"/media/{job.id}.mp4" if has_video else None,
-        download_url=f"/media/{job.id}.mp4?download=1" if has_video else None,
-        thumbnail_url=f"/thumbnails/{job.id}.jpg" if folder.thumbnail.exists() else None,
+        video_url=f"/media/{job.id}.mp4" if made.video else None,
+        download_url=f"/media/{job.id}.mp4?download=1" if made.video else None,
+        thumbnail_url=f"/thumbnails/{job.id}.jpg" if made.thumbnail else None,
         share_url=f"/s/{job.share_token}" if features.share else None,
         can_cancel=not job.state.has_ended and not job.cancel_requested,
     )
 
 
-def shared_view(
-    job: Job, folder: JobFolder, outlook: Outlook | None, features: Features
-) -> SharedJobView:
+def shared_view(job: Job, made: Made, outlook: Outlook | None, features: Features) -> SharedJobView:
     """What somebody with the link may know; arguments as `job_view`."""
     base = f"/s/{job.share_token}"
-    has_video = folder.video.exists()
     return SharedJobView(
         **_progress(job, outlook),
         title=job.spec.title,
@@ -65,9 +61,9 @@ def shared_view(
         width=job.spec.width,
         height=job.spec.height,
         live_url=f"{base}/live.mp4",
-        video_url=f"{base}/video.mp4" if has_video else None,
-        download_url=f"{base}/video.mp4?download=1" if has_video and features.download else None,
-        thumbnail_url=f"{base}/thumbnail.jpg" if folder.thumbnail.exists() else None,
+        video_url=f"{base}/video.mp4" if made.video else None,
+        download_url=f"{base}/video.mp4?download=1" if made.video and features.download else None,
+        thumbnail_url=f"{base}/thumbnail.jpg" if made.thumbnail else None,
     )
 
 

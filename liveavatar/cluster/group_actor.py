@@ -16,7 +16,6 @@ from liveavatar.engine.identity import Identity
 from liveavatar.engine.ladder import Ladder
 from liveavatar.engine.supervisor import Supervisor
 from liveavatar.errors import LiveAvatarError
-from liveavatar.jobs.spool import Spool
 from liveavatar.jobs.store import JobStore
 
 logger = logging.getLogger(__name__)
@@ -80,7 +79,7 @@ class GroupActor:
         self._leave()
 
     def _serve(self) -> None:
-        order, spool = self._order, Spool(self._order.data_dir)
+        order, spool = self._order, self._order.spool(self._number)
         with closing(JobStore(order.database)) as store:
             served = order.served()
             supervisor = Supervisor(

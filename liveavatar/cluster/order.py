@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from liveavatar.engine.served_model import Served, serve_checkpoint, serve_test_picture
 from liveavatar.engine.supervisor_settings import SupervisorSettings
 from liveavatar.errors import ConfigError
+from liveavatar.jobs.mirror import open_mirror
+from liveavatar.jobs.spool import Spool
 from liveavatar.plan.tiers import Tier
 
 LEASE_S = 8.0
@@ -49,6 +52,8 @@ class Order:
     Attributes:
         database: URL of the job store, as every machine reaches it.
         data_dir: the spool, at the same path on every machine.
+        storage: URL where the jobs' files are if the machines share no folder; `data_dir` is then
+            each machine's own. None if they share it.
         model: checkpoint folder or "demo", at the same path on every machine; None for a moving
             test picture.
         adapter: adapter file or folder, or None.
@@ -64,8 +69,22 @@ class Order:
     adapter: Path | None
     tiers: tuple[Tier, ...]
     supervising: SupervisorSettings
+    storage: str | None = None
     share: Share = Share()
     code: Path = _CODE
+
+    def spool(self, group: int) -> Spool:
+        """The files as a group of this number sees them; a folder of its own begins empty.
+
+        Raises:
+            ConfigError: the storage cannot be used.
+            JobError: the folder cannot be used.
+        """
+        if self.storage is None:
+            return Spool(self.data_dir)
+        own = self.data_dir / "groups" / str(group)
+        shutil.rmtree(own, ignore_errors=True)
+        return Spool(own, mirror=open_mirror(self.storage))
 
     def served(self) -> Served:
         """The model as the machine that this is called on serves it.

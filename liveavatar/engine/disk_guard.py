@@ -37,7 +37,7 @@ class DiskGuard:
 
     def _look(self, free_bytes: int) -> str:
         if (cause := self._spool.complaint()) is not None:
-            return f"the data folder cannot be written: {cause}; videos wait until it can"
+            return f"files cannot be written: {cause}; videos wait until they can"
         free = shutil.disk_usage(self._spool.root).free
         if free < free_bytes:
             return f"the disk has {free // 2**20} MB left; videos wait until there is room"

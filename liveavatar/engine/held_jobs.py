@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 
 from liveavatar.engine.group import Group
+from liveavatar.engine.job_files import JobFiles
 from liveavatar.engine.ladder import Ladder
 from liveavatar.engine.ledger import Ledger
 from liveavatar.engine.restarts import one_line
@@ -33,14 +34,17 @@ class HeldJobs:
 
     Args:
         store, ledger: what is told of them.
-        spool: their files.
+        spool, files: their files.
         ladder: smaller videos to make where a job fails.
     """
 
-    def __init__(self, store: JobStore, ledger: Ledger, spool: Spool, ladder: Ladder) -> None:
+    def __init__(
+        self, store: JobStore, ledger: Ledger, spool: Spool, files: JobFiles, ladder: Ladder
+    ) -> None:
         self._store = store
         self._ledger = ledger
         self._spool = spool
+        self._files = files
         self._ladder = ladder
         self._running: dict[int, RunningJob] = {}
 
@@ -74,10 +78,14 @@ class HeldJobs:
         if (cause := self._spool.complaint()) is None:
             self.end(running, JobState.FAILED, error)
             return
-        self._drop(running)
-        note = f"the data folder could not be written: {cause}"
-        self._ledger.do(partial(self._store.requeue, running.claim, note, counts=False))
-        logger.warning("job %s: %s; %s", running.job.id, note, error)
+        self.put_back(running, f"files could not be written: {cause}")
+        logger.warning("job %s: %s", running.job.id, error)
+
+    def put_back(self, running: RunningJob, reason: str) -> None:
+        """Requeue a job for something that is no fault of it."""
+        self._drop(running, goes_on=True)
+        self._ledger.do(partial(self._store.requeue, running.claim, reason, counts=False))
+        logger.warning("job %s: waits: %s", running.job.id, reason)
 
     def take_back_after(self, error: BaseException) -> None:
         """Decide what becomes of the jobs of a group that died."""
@@ -94,9 +102,9 @@ class HeldJobs:
                     running.work.result(_FILES_S)
                     self.end_rendered(running)
                     continue
-            self._drop(running)
             if running.work is not None:
                 running.work.cancel()
+            self._drop(running, goes_on=True)
             self._ledger.do(partial(running.record_progress, self._store))
             self._ledger.do(partial(self._store.requeue, running.claim, reason, counts=counts))
 
@@ -113,8 +121,9 @@ class HeldJobs:
             if running.phase == "in group":
                 group.cancel(running.number)
 
-    def _drop(self, running: RunningJob) -> None:
+    def _drop(self, running: RunningJob, *, goes_on: bool = False) -> None:
         del self._running[running.number]
+        self._files.leave(running.job, goes_on=goes_on)
 
     def _at_fault(self, error: BaseException) -> RunningJob | None:
         """The job whose work ended the group: the one that was named, or the one that rendered."""

@@ -10,16 +10,47 @@ from pathlib import Path
 from liveavatar.config import FPS, SPEECH_RATE_HZ
 from liveavatar.engine.messages import RenderJob
 from liveavatar.errors import LiveAvatarError, MediaError, UnknownJobError
-from liveavatar.jobs.job import JobSpec
+from liveavatar.jobs.job import Job, JobSpec
 from liveavatar.jobs.spool import JobFolder, Spool
 from liveavatar.jobs.store import JobStore
 from liveavatar.media.ingest import ingest
 from liveavatar.media.live_file import complete_length
 from liveavatar.media.portrait import crop_to_size
 from liveavatar.media.remux import remux_to_progressive
-from liveavatar.media.spoken_video import can_resume
+from liveavatar.media.spoken_video import frames_to_go_on_from
 from liveavatar.media.thumbnail import write_thumbnail
 from liveavatar.timeline import make_timeline
+
+
+class JobFiles:
+    """What a supervisor does with the files of the jobs that it holds.
+
+    Args:
+        spool: where they are.
+        shares: whether a worker of an earlier attempt may still be writing.
+    """
+
+    def __init__(self, spool: Spool, *, shares: bool) -> None:
+        self._spool = spool
+        self._shares = shares
+
+    def prepare(self, number: int, job: Job) -> RenderJob:
+        """Decode a claimed job's inputs; see `prepare_render_job`."""
+        attempt = job.attempt if self._shares else None
+        return prepare_render_job(number, job.spec, self._spool.job(job.id), attempt)
+
+    def show_first_frames(self, job: Job) -> None:
+        """Make the thumbnail while the video grows; what fails here is made of the finished one."""
+        folder = self._spool.job(job.id)
+        with suppress(LiveAvatarError):
+            write_thumbnail(folder.live, folder.thumbnail)
+
+    def finish(self, job: Job, frames: int) -> None:
+        """Make the file for download and the thumbnail; see `finish_video`."""
+        finish_video(self._spool.job(job.id), frames)
+
+    def leave(self, job: Job, *, goes_on: bool) -> None:
+        """A job is held no more; somebody may go on with what there is."""
 
 
 def prepare_render_job(
@@ -37,7 +68,8 @@ def prepare_render_job(
     Raises:
         MediaError: an input cannot be read any more, or the disk cannot be written.
     """
-    resumes = can_resume(folder.live, spec.width, spec.height)
+    kept_frames = frames_to_go_on_from(folder.live, spec.width, spec.height)
+    resumes = kept_frames > 0
     live_path = folder.live
     if attempt is not None:
         live_path = _own_file(folder, attempt, goes_on=resumes)
@@ -66,6 +98,7 @@ def prepare_render_job(
         live_path=live_path,
         resume_folder=folder.resume,
         resumes=resumes,
+        kept_frames=kept_frames,
     )
 
 
@@ -85,12 +118,6 @@ def _own_file(folder: JobFolder, attempt: int, *, goes_on: bool) -> Path:
     except OSError as error:
         raise MediaError(f"cannot go on with the video: {error.strerror}") from error
     return own
-
-
-def show_first_frames(folder: JobFolder) -> None:
-    """Make the thumbnail while the video grows; what fails here is made of the finished one."""
-    with suppress(LiveAvatarError):
-        write_thumbnail(folder.live, folder.thumbnail)
 
 
 def finish_video(folder: JobFolder, frames: int) -> None:

@@ -161,6 +161,7 @@ class RenderJob:
             removes it when the video is done.
         resumes: whether `live_path` is a file that `can_resume` accepts and that is to be gone on
             with.
+        kept_frames: frames in that file.
     """
 
     number: int
@@ -174,6 +175,7 @@ class RenderJob:
     live_path: Path
     resume_folder: Path | None = None
     resumes: bool = False
+    kept_frames: int = 0
 
 
 @dataclass(frozen=True, eq=False)

@@ -114,6 +114,6 @@ class RunningJob:
         """Another video is made of it."""
         self.job = replace(self.job, spec=spec)
 
-    def go_on(self) -> None:
-        """The file that is there is gone on with."""
-        self.frames, self.first_frame_s = self.job.frames, self.job.first_frame_s
+    def go_on(self, kept_frames: int) -> None:
+        """The file that is there, with so many frames, is gone on with."""
+        self.frames, self.first_frame_s = kept_frames, self.job.first_frame_s

@@ -24,12 +24,7 @@ from liveavatar.engine.group import Group
 from liveavatar.engine.group_state import GroupState
 from liveavatar.engine.held_jobs import HeldJobs
 from liveavatar.engine.identity import Identity, alone_with, hold_folder
-from liveavatar.engine.job_files import (
-    finish_video,
-    prepare_render_job,
-    remove_stale_points,
-    show_first_frames,
-)
+from liveavatar.engine.job_files import JobFiles, remove_stale_points
 from liveavatar.engine.ladder import Ladder
 from liveavatar.engine.ledger import Ledger
 from liveavatar.engine.memory_guard import MemoryGuard
@@ -41,12 +36,14 @@ from liveavatar.engine.messages import (
     Refused,
     RenderJob,
 )
+from liveavatar.engine.mirrored_files import MirroredFiles
 from liveavatar.engine.restarts import Restarts
 from liveavatar.engine.running_job import RunningJob
 from liveavatar.engine.supervisor_settings import DEFAULT_SETTINGS, SupervisorSettings
 from liveavatar.errors import (
     DeadlineError,
     LiveAvatarError,
+    SpoolUnavailableError,
     StoreUnavailableError,
 )
 from liveavatar.jobs.job import JobState
@@ -93,7 +90,11 @@ class Supervisor:
         self._memory = MemoryGuard(settings.memory_threshold_bytes)
         self._draining = threading.Event()
         self._stopping = threading.Event()
-        self._jobs = HeldJobs(store, self._ledger, spool, self._ladder)
+        shares = self._identity.shares
+        self._files = (
+            MirroredFiles(spool, spool.mirror) if spool.mirror else JobFiles(spool, shares=shares)
+        )
+        self._jobs = HeldJobs(store, self._ledger, spool, self._files, self._ladder)
         self._restarts = Restarts(settings, self.state)
         self._numbers = itertools.count(1)
         self._chores = Chores()
@@ -205,10 +206,7 @@ class Supervisor:
         claim, job = claimed
         running = RunningJob(next(self._numbers), job, claim)
         self._spare_memory(running)
-        folder = self._spool.job(job.id)
-        attempt = job.attempt if self._identity.shares else None
-        prepare = partial(prepare_render_job, running.number, running.job.spec, folder, attempt)
-        running.work = self._worker.submit(prepare)
+        running.work = self._worker.submit(self._files.prepare, running.number, running.job)
         self._jobs.add(running)
         logger.info("job %s: attempt %d begins", job.id, job.attempt)
         self._chores.hurry("claim")
@@ -251,7 +249,7 @@ class Supervisor:
             return
         if isinstance(event, Progress):
             if event.frames and not running.frames:
-                self._worker.submit(show_first_frames, self._spool.job(running.job.id))
+                self._worker.submit(self._files.show_first_frames, running.job)
             running.note_progress(event.frames, event.stage)
         elif isinstance(event, Refused):
             self._jobs.fail(running, event.reason)
@@ -271,12 +269,15 @@ class Supervisor:
             if work is not None:
                 self._take_result(running, work, group)
                 continue
-            running.phase, folder = "ended", self._spool.job(running.job.id)
-            running.work = self._worker.submit(finish_video, folder, running.frames)
+            running.phase = "ended"
+            running.work = self._worker.submit(self._files.finish, running.job, running.frames)
 
     def _take_result(self, running: RunningJob, work: Future[Any], group: Group) -> None:
         error = work.exception()
-        if isinstance(error, LiveAvatarError):
+        if isinstance(error, SpoolUnavailableError):
+            if running.phase != "ended" or not running.finish_later():
+                self._jobs.put_back(running, str(error))
+        elif isinstance(error, LiveAvatarError):
             # All frames are there: a disk that is full for a moment must not cost the video.
             disk = running.phase == "ended" and isinstance(error.__cause__, OSError)
             if disk and running.finish_later():
@@ -304,7 +305,7 @@ class Supervisor:
 
     def _hand_over(self, running: RunningJob, job: RenderJob, group: Group) -> None:
         if job.resumes:
-            running.go_on()
+            running.go_on(job.kept_frames)
         else:
             self._ledger.do(partial(self._store.begin_take, running.claim))
         running.phase = "in group"

@@ -22,11 +22,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from liveavatar.errors import JobError, SpoolUnavailableError, UnknownJobError
+from liveavatar.jobs.mirror import Mirror
+from liveavatar.jobs.storage import patiently
 from liveavatar.media.upload import HEAD_BYTES, sniff
 
 _ABANDONED_S = 3600.0
+_PATIENCE_S = 10.0
 _JOB_ID = re.compile(r"[0-9a-f]{32}")
 _DISK_ERRORS = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EIO)
+
+
+@dataclass(frozen=True)
+class Made:
+    """Which finished files a job has."""
+
+    video: bool
+    thumbnail: bool
 
 
 @dataclass(frozen=True)
@@ -79,6 +90,10 @@ class JobFolder:
         """Last lines of a rank's account of what went wrong; only where something did."""
         return self.path / "failure.log"
 
+    def made(self) -> Made:
+        """Which finished files there are."""
+        return Made(self.video.exists(), self.thumbnail.exists())
+
     def file(self, name: str) -> Path:
         """An input, by the name the job holds."""
         return self.path / name
@@ -96,13 +111,16 @@ class Spool:
     Args:
         root: folder to use; made when it is not there.
         shared: whether other web servers take uploads into the same folder.
+        mirror: where the jobs' files are for machines that share no folder; what lies in the folder
+            are then copies.
 
     Raises:
         JobError: it cannot be made or written.
     """
 
-    def __init__(self, root: Path, *, shared: bool = False) -> None:
+    def __init__(self, root: Path, *, shared: bool = False, mirror: Mirror | None = None) -> None:
         self.root = root
+        self.mirror = mirror
         self._shared = shared
         self._jobs, self._uploads = root / "jobs", root / "uploads"
         try:
@@ -118,7 +136,9 @@ class Spool:
             ) from None
 
     def complaint(self) -> str | None:
-        """Why the data folder cannot be written now, a few words; None when it can."""
+        """Why files cannot be written now, a few words; None when they can."""
+        if self.mirror is not None and (cause := self.mirror.storage.complaint()) is not None:
+            return cause
         folders = (self.root, self._jobs, self._uploads)
         if all(os.access(folder, os.W_OK | os.X_OK) for folder in folders):
             return None
@@ -126,7 +146,7 @@ class Spool:
         return os.strerror(errno.EROFS if read_only else errno.EACCES).lower()
 
     def require_writable(self) -> None:
-        """Raise SpoolUnavailableError when the data folder cannot be written now."""
+        """Raise SpoolUnavailableError when files cannot be written now."""
         if (cause := self.complaint()) is not None:
             raise _unavailable(cause)
 
@@ -148,6 +168,12 @@ class Spool:
         folder = self.job(job_id)
         with writable():
             upload.rename(folder.path)
+        if (mirror := self.mirror) is not None:
+            try:
+                patiently(lambda: mirror.put_inputs(job_id, folder.path), _PATIENCE_S)
+            except SpoolUnavailableError as error:
+                self.remove(job_id)
+                raise _unavailable(str(error)) from error
         return folder
 
     def discard(self, upload: Path) -> None:
@@ -155,8 +181,14 @@ class Spool:
         shutil.rmtree(upload, ignore_errors=True)
 
     def remove(self, job_id: str) -> None:
-        """Remove a job's folder; does nothing when it is gone."""
+        """Remove all files of a job; does nothing when they are gone."""
         shutil.rmtree(self.job(job_id).path, ignore_errors=True)
+        if self.mirror is not None:
+            self.mirror.remove(job_id)
+
+    def job_folders(self) -> Iterator[Path]:
+        """All folders of jobs."""
+        return self._jobs.iterdir()
 
     def resumable(self) -> list[str]:
         """Ids of the jobs that have resume points."""
@@ -164,6 +196,8 @@ class Spool:
 
     def job_bytes(self) -> dict[str, int]:
         """Bytes of each job's files, by its id; what goes away meanwhile counts as nothing."""
+        if self.mirror is not None:
+            return self.mirror.job_bytes()
         sizes = {}
         for folder in self._jobs.iterdir():
             sizes[folder.name] = 0

@@ -99,9 +99,14 @@ class SpokenVideo:
             self._writer.abort()
 
 
+def frames_to_go_on_from(live_path: Path, width: int, height: int) -> int:
+    """Frames of a growing file of this size that was begun as it would be now; 0 for any other."""
+    try:
+        return frames_to_resume(live_path, width=width, height=height, **_RATES)
+    except MediaError:
+        return 0
+
+
 def can_resume(live_path: Path, width: int, height: int) -> bool:
     """Whether a growing file holds frames of this size and was begun as it would be now."""
-    try:
-        return frames_to_resume(live_path, width=width, height=height, **_RATES) > 0
-    except MediaError:
-        return False
+    return frames_to_go_on_from(live_path, width, height) > 0

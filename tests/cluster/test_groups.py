@@ -92,8 +92,9 @@ def test_groups_share_the_jobs_and_those_of_a_lost_machine_go_on_elsewhere(
 def test_a_video_of_the_demo_model_goes_on_without_a_seam_when_its_machine_is_lost(
     tmp_path: Path, machines: Machines, pool: Pool
 ) -> None:
+    """On machines that share no folder: file, resume points and inputs come from the storage."""
     machines.ensure(2)
-    with site(tmp_path, pool, model="demo") as here:
+    with site(tmp_path, pool, model="demo", storage=f"file://{tmp_path / 'storage'}") as here:
         pool.grow(2)
         here.wait_ready(2)
         undisturbed, hurt = here.submit(frames=LONG), here.submit(frames=LONG)
@@ -101,7 +102,7 @@ def test_a_video_of_the_demo_model_goes_on_without_a_seam_when_its_machine_is_lo
         machines.kill(here.node_of(hurt))
         whole, again = here.wait_done(undisturbed, hurt)
         assert (whole.attempt, again.attempt, again.take, again.frames) == (1, 2, 1, LONG)
-        ours, theirs = (pictures(here.folder_of(job).video) for job in (hurt, undisturbed))
+        ours, theirs = (pictures(here.video_of(job)) for job in (hurt, undisturbed))
         assert len(ours) == LONG
         assert goes_on(ours, theirs)
 
@@ -109,10 +110,12 @@ def test_a_video_of_the_demo_model_goes_on_without_a_seam_when_its_machine_is_lo
 def test_web_servers_only_show_what_groups_render_and_the_command_counts_them(
     tmp_path: Path, machines: Machines, pool: Pool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The first server makes the group; the second one knows nothing of Ray."""
-    first = Application(tmp_path, options=("--test-picture", "--backend", "ray", "--groups", "1",
-                                           "--ray-address", machines.address))  # fmt: skip
-    second = Application(tmp_path, options=("--test-picture", "--backend", "ray"))
+    """The first server makes the group; the second one has a folder of its own and no Ray."""
+    shared = ("--test-picture", "--backend", "ray", "--database", f"sqlite:///{tmp_path}/jobs.db",
+              "--storage", f"file://{tmp_path}/storage")  # fmt: skip
+    wished = ("--groups", "1", "--ray-address", machines.address)
+    first = Application(tmp_path / "first", options=(*shared, *wished))
+    second = Application(tmp_path / "second", options=shared)
     machines.ensure(2)
     try:
         with first, second:

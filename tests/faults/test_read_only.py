@@ -96,7 +96,7 @@ def test_a_folder_that_becomes_read_only_loses_no_video(
         assert [job["state"] for job in ends] == ["done"] * 3
         lost = sum(job["total_frames"] - job["frames"] for job in ends)
         assert all((application.data / "jobs" / job / "video.mp4").exists() for job in jobs)
-        said = (folder / "log").read_text().count("the data folder cannot be written: read-only")
+        said = (folder / "log").read_text().count("files cannot be written: read-only")
         assert said == 1
         assert application.wait_for_end(application.submit(), END_S)["state"] == "done"
         assert application.stop() == 0

@@ -41,8 +41,8 @@ HELD = {
 }
 # Drivers that SQLAlchemy imports by the name in a URL.
 DRIVERS = {"psycopg", "psycopg-binary"}
-# Development tools that are started, not imported.
-STARTED = {"mypy", "pytest-timeout", "pytest-xdist", "ruff"}
+# Development tools that are started, not imported, and what moto's server needs.
+STARTED = {"mypy", "pytest-timeout", "pytest-xdist", "ruff", "Flask", "flask-cors"}
 COMMANDS = [
     *(f"scripts/{name}" for name in ("run", "generate", "test", "lint", "bench", "lock", "audit")),
     ".ci/run",
@@ -63,7 +63,8 @@ def pins(name: str) -> dict[str, str]:
 
 RUNTIME, DEVELOPMENT = pins("requirements.txt"), pins("requirements-dev.txt")
 EXTRA = pins("requirements-ray.txt")
-ALL = RUNTIME | EXTRA | DEVELOPMENT
+STORAGE = pins("requirements-s3.txt")  # what fsspec loads by the beginning of a URL
+ALL = RUNTIME | EXTRA | STORAGE | DEVELOPMENT
 
 
 def spelled(distribution: str) -> str:

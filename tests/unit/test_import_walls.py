@@ -28,8 +28,10 @@ ENGINE_WITHOUT_TORCH = [
     "fake",
     "group",
     "group_state",
+    "held_jobs",
     "identity",
     "messages",
+    "mirrored_files",
     "job_files",
     "owner",
     "processes",
@@ -136,7 +138,7 @@ def test_importing_the_package_loads_nothing_else() -> None:
 def test_importing_a_module_without_tensors_loads_no_torch(module: str) -> None:
     roots = run_fresh(f"import {module}\nprint(*{{name.split('.')[0] for name in sys.modules}})")
     assert "liveavatar" in roots
-    assert not {"torch", "transformers", *WEB} & set(roots)
+    assert not {"torch", "transformers", "fsspec", *WEB} & set(roots)
 
 
 def test_the_web_application_loads_neither_torch_nor_ray() -> None:

@@ -30,14 +30,19 @@ from tests.web.live_server import (
     Installation,
     wait_until,
 )
+from webui.service import Service
 from webui.submission import Submission
 
 SLOW = Pace(load_s=0.05, prepare_s=0.02, fps=120)
 
 
 def submit(installation: Installation, num_clip: int = 1, tier: str = "fast") -> Job:
+    return submit_to(installation.service, num_clip, tier)
+
+
+def submit_to(service: Service, num_clip: int = 1, tier: str = "fast") -> Job:
     form = Submission(PORTRAIT, SPEECH, PROMPT, tier, num_clip=num_clip)
-    return installation.service.submit(form, "ann")
+    return service.submit(form, "ann")
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from liveavatar.engine.supervisor import Supervisor
 from liveavatar.engine.supervisor_settings import SupervisorSettings
 from liveavatar.errors import ConfigError
 from liveavatar.jobs.job import Job, JobState
+from liveavatar.jobs.store import JobStore
 from liveavatar.jobs.tables import JOBS
 from liveavatar.media.live_file import complete_length, measure_live_file
 from tests.unit.mp4_material import decode_video
@@ -40,12 +41,12 @@ def frames_of(here: Installation, job: Job) -> int:
     return measure_live_file(live).num_frames
 
 
-def let_the_lease_run_out(here: Installation) -> None:
-    engine = sa.create_engine(f"sqlite:///{here.data / 'jobs.db'}")
+def let_the_lease_run_out(data: Path, store: JobStore) -> None:
+    engine = sa.create_engine(f"sqlite:///{data / 'jobs.db'}")
     with engine.begin() as connection:
         connection.execute(JOBS.update().values(lease_until=0.0))
     engine.dispose()
-    assert here.store.requeue_expired("its machine was lost") == 1
+    assert store.requeue_expired("its machine was lost") == 1
 
 
 def watch(here: Installation, job: Job) -> tuple[threading.Thread, list[bytes]]:
@@ -75,7 +76,7 @@ def test_who_lost_a_job_writes_into_a_file_that_nobody_sees(tmp_path: Path, at_f
             wait_until(lambda: here.store.get(job.id).state is JobState.RUNNING, "it runs")
             wait_until(lambda: frames_of(here, job) >= at_frames, "frames")
             loser.drain()
-            let_the_lease_run_out(here)
+            let_the_lease_run_out(here.data, here.store)
             winner.start()
             wait_until(lambda: here.store.get(job.id).state.has_ended, "it ends")
             wait_until(lambda: not loser.is_alive, "the loser gives up what it made")
