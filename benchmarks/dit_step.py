@@ -285,8 +285,8 @@ def _memory(setting: Setting, held: set[int]) -> dict[str, Any]:
     peak = torch.cuda.max_memory_allocated()
     return {
         "peak_gib": round(peak / GIB, 3),
-        "planned_gib": round((rank.total - rank.context) / GIB, 3),
-        "peak_over_planned": round(peak / (rank.total - rank.context), 4),
+        "planned_gib": round((rank.total - rank.beside_torch) / GIB, 3),
+        "peak_over_planned": round(peak / (rank.total - rank.beside_torch), 4),
         "reserved_gib": round(torch.cuda.max_memory_reserved() / GIB, 3),
         "beside_torch_gib": round((total - free - torch.cuda.memory_reserved()) / GIB, 3),
         "held_varies_bytes": max(held) - min(held),

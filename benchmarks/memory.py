@@ -43,7 +43,7 @@ class RankPeak:
 
     Attributes:
         role: "stage 0", ..., "media".
-        planned: all parts but the CUDA context.
+        planned: all parts but the CUDA context and NCCL.
         used: the most that tensors took.
         reserved: the most that torch held of the device, its spare blocks included.
         error: of the plan, as a share of what was used.
@@ -62,7 +62,7 @@ def peaks(plan: LayoutPlan, trace: Trace) -> list[RankPeak]:
     found = []
     for rank, status in sorted(last.items()):
         used = status.peak_used_bytes or status.peak_bytes
-        planned = plan.ranks[rank].total - plan.ranks[rank].context
+        planned = plan.ranks[rank].total - plan.ranks[rank].beside_torch
         found.append(
             RankPeak(
                 role=status.role,

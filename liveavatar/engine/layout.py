@@ -13,7 +13,7 @@ from pathlib import Path
 from liveavatar.config import FRAMES_PER_BLOCK, SamplingConfig
 from liveavatar.engine.messages import GroupSpec, RandomWeights
 from liveavatar.errors import ConfigError
-from liveavatar.plan.layout import CUDA_CONTEXT_BYTES, LayoutPlan, Machine, plan_layout
+from liveavatar.plan.layout import LayoutPlan, Machine, plan_layout
 from liveavatar.plan.shapes import Network, read_network
 
 _MOST_WARM_UP_BLOCKS = 8
@@ -117,7 +117,9 @@ def _memory_limits(plan: LayoutPlan) -> tuple[int, ...]:
     devices = plan.machine.devices
     limits = []
     for device, rank in zip(devices, plan.ranks, strict=True):
-        contexts = devices.count(device) * CUDA_CONTEXT_BYTES
+        beside = sum(
+            each.beside_torch for each, on in zip(plan.ranks, devices, strict=True) if on == device
+        )
         share = rank.total / plan.chosen.device_bytes[device]
-        limits.append(int((plan.machine.memory_bytes - contexts) * share))
+        limits.append(int((plan.machine.memory_bytes - beside) * share))
     return tuple(limits)

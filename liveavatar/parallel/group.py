@@ -26,9 +26,11 @@ from torch._C._distributed_c10d import FileStore
 
 from liveavatar.errors import DeadlineError, EngineError, WorkerDiedError
 from liveavatar.parallel.mesh import Mesh
+from liveavatar.plan.transport_memory import MAX_CHANNELS
 
 # Read by the two libraries. NCCL's watchdog would look for the file of the ranks all the time.
 _ENVIRONMENT = {"GLOO_SOCKET_IFNAME": "lo", "TORCH_NCCL_DUMP_ON_TIMEOUT": "0"}
+_CHANNELS = "NCCL_MAX_CTAS"
 
 
 class Group:
@@ -166,6 +168,8 @@ def join(meeting: Meeting) -> None:
     if dist.is_initialized():
         return
     os.environ.update(_ENVIRONMENT)
+    if meeting.mesh.num_dit_ranks == meeting.mesh.num_stages:  # tensors are only passed on
+        os.environ.setdefault(_CHANNELS, str(MAX_CHANNELS))
     num_ranks = meeting.mesh.num_dit_ranks
     try:
         dist.init_process_group(

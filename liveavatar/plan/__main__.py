@@ -52,6 +52,7 @@ _PARTS = (
     ("vae_state", "VAE state"),
     ("encoders", "encoders"),
     ("encoded", "encoded"),
+    ("transport", "NCCL"),
     ("context", "context"),
     ("total", "total"),
 )

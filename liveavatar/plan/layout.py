@@ -1,7 +1,8 @@
 """What each rank of a worker group will hold, before anything is allocated, and whether it fits.
 
-Arithmetic over shapes. Weights, caches and decoder state are exact; activations are estimates, and
-the CUDA context is an assumption. `docs/benchmarks.md` compares them with a GPU.
+Arithmetic over shapes. Weights, caches and decoder state are exact; activations are estimates, what
+NCCL takes is a bound, and the CUDA context is an assumption. `docs/benchmarks.md` compares all but
+NCCL with a GPU.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from liveavatar.plan import transformer_memory as stage
 from liveavatar.plan.precision import CPU_CANDIDATES, GPU_CANDIDATES, Precision
 from liveavatar.plan.shapes import Network
 from liveavatar.plan.sharing import ALONE, Sharing
+from liveavatar.plan.transport_memory import transport_bytes
 
 GIB = 2**30
 
@@ -95,6 +97,7 @@ class RankMemory:
         vae_state: what the streaming decoder remembers.
         encoders: weights of text, speech and portrait encoder.
         encoded: what they made lately, where the host's memory is the device's.
+        transport: of NCCL, see `transport_memory.py`: a bound that was not measured.
         context: CUDA context and libraries.
     """
 
@@ -109,12 +112,18 @@ class RankMemory:
     vae_state: int = 0
     encoders: int = 0
     encoded: int = 0
+    transport: int = 0
     context: int = 0
 
     @property
     def total(self) -> int:
         """Sum of all parts."""
         return sum(getattr(self, part.name) for part in fields(self))
+
+    @property
+    def beside_torch(self) -> int:
+        """What torch does not allocate."""
+        return self.transport + self.context
 
 
 @dataclass(frozen=True)
@@ -306,8 +315,17 @@ def _stage_memory(
         in_flight=jobs_layers * constants + num_jobs * flying,
         activations=stage.activation_bytes(config, layers, tokens, precision, sharing),
         recordings=_recordings(question, layers, precision, num_jobs),
+        transport=_transport(question.machine),
         context=_process_bytes(question.machine),
     )
+
+
+def _transport(machine: Machine) -> int:
+    """Of the stage rank that has most links to others: one in, one out, and to those beside it."""
+    if not machine.num_gpus or machine.num_stages * machine.sharing.size == 1:
+        return 0
+    onward = int(machine.num_stages > 1)
+    return transport_bytes(onward + machine.sharing.size - 1, 1)
 
 
 def _recordings(question: _Question, layers: range, precision: Precision, num_jobs: int) -> int:

@@ -19,6 +19,7 @@ from liveavatar.jobs.ability import EVERYTHING, Ability
 from liveavatar.plan.layout import CUDA_CONTEXT_BYTES, GIB, Machine
 from liveavatar.plan.shapes import Network
 from liveavatar.plan.tiers import TIERS
+from liveavatar.plan.transport_memory import transport_bytes
 
 CARD = int(22.15 * GIB)
 BALANCED = Video((640, 384), SamplingConfig(num_clip=50))
@@ -31,7 +32,8 @@ def test_three_stages_and_a_media_rank_take_a_card_each() -> None:
     assert [len(layers) for layers in spec.stages] == [13, 14, 13]
     assert spec.warm_up_hw == (640, 384)
     assert all(bytes_ > 9 * GIB for bytes_ in spec.weight_bytes)
-    assert spec.memory_limits == (CARD - CUDA_CONTEXT_BYTES,) * 4
+    stage = CARD - CUDA_CONTEXT_BYTES - transport_bytes(1, 1)
+    assert spec.memory_limits == (stage, stage, stage, CARD - CUDA_CONTEXT_BYTES)
 
 
 def test_ranks_that_share_a_card_share_its_memory_by_what_they_need() -> None:
