@@ -37,6 +37,7 @@ class Copies:
         self._spool = spool
         self._mirror = mirror
         self._lock = threading.Lock()
+        self._asking = threading.Lock()
         self._fetching: dict[Path, threading.Lock] = {}
         self._live: dict[tuple[str, int], LiveCopy] = {}
         self._used: dict[str, float] = {}
@@ -66,6 +67,8 @@ class Copies:
             fetching = self._fetching.setdefault(path, threading.Lock())
         with fetching:
             if not path.exists():
+                if (cause := self._mirror.storage.complaint()) is not None:
+                    raise SpoolUnavailableError(f"{cause} now")  # at once, and not one by one
                 self._mirror.fetch_result(job.id, job.attempt, path)
         return path
 
@@ -80,14 +83,15 @@ class Copies:
         is_known = job.state.has_ended or made.thumbnail
         if asked_at and (is_known or time.monotonic() - asked_at < _LOOK_EVERY_S):
             return made
-        with suppress(SpoolUnavailableError):
-            names = folder.video.name, folder.thumbnail.name
-            video, thumbnail = self._mirror.has_result(job.id, job.attempt, names)
-            made = Made(video=video and job.state.has_ended, thumbnail=thumbnail)
-            if len(self._made) >= _REMEMBERED:
-                self._made.clear()
-            self._made[key] = time.monotonic(), made
-        return made
+        if job.state.has_ended:
+            return self._ask(job, folder, made)
+        # It will be asked for again; nobody queues up behind one whose question hangs.
+        if not self._asking.acquire(blocking=False):
+            return made
+        try:
+            return self._ask(job, folder, made)
+        finally:
+            self._asking.release()
 
     def sweep(self) -> None:
         """Remove copies that nobody used for an hour, and what the storage holds of no job.
@@ -98,8 +102,7 @@ class Copies:
         """
         now = time.monotonic()
         for path in list(self._spool.job_folders()):
-            if now - self._used.setdefault(path.name, now) > _UNUSED_S:
-                self._forget(path)
+            self._remove_if_unused(path, now)
         if self._swept_at and now - self._swept_at < _UNUSED_S:
             return
         self._swept_at = now
@@ -113,6 +116,18 @@ class Copies:
                 if self._store.get(job_id).state.has_ended:
                     self._mirror.remove_all_points(job_id)
 
+    def _ask(self, job: Job, folder: JobFolder, otherwise: Made) -> Made:
+        names = folder.video.name, folder.thumbnail.name
+        try:
+            video, thumbnail = self._mirror.has_result(job.id, job.attempt, names)
+        except SpoolUnavailableError:
+            return otherwise
+        if len(self._made) >= _REMEMBERED:
+            self._made.clear()
+        made = Made(video=video and job.state.has_ended, thumbnail=thumbnail)
+        self._made[job.id, job.attempt, job.state] = time.monotonic(), made
+        return made
+
     def _is_unknown(self, job_id: str) -> bool:
         try:
             self._store.get(job_id)
@@ -120,11 +135,16 @@ class Copies:
             return True
         return False
 
-    def _forget(self, path: Path) -> None:
+    def _remove_if_unused(self, path: Path, now: float) -> None:
         with self._lock:
-            self._used.pop(path.name, None)
-            for key in [key for key in self._live if key[0] == path.name]:
+            copies = {key: copy for key, copy in self._live.items() if key[0] == path.name}
+            uses = [self._used.setdefault(path.name, now)]
+            used_at = max(uses + [copy.used_at for copy in copies.values()])
+            if now - used_at <= _UNUSED_S:
+                return
+            del self._used[path.name]
+            for key in copies:
                 del self._live[key]
             for known in [known for known in self._fetching if known.parent == path]:
                 del self._fetching[known]
-        shutil.rmtree(path, ignore_errors=True)
+            shutil.rmtree(path, ignore_errors=True)

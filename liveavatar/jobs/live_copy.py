@@ -32,6 +32,8 @@ class LiveCopy:
         self.path = path
         self.is_whole = False
         """Whether nothing more will come."""
+        self.used_at = time.monotonic()
+        """When it was brought up to date last."""
         self._store = store
         self._mirror = mirror
         self._job_id = job_id
@@ -53,6 +55,7 @@ class LiveCopy:
             OSError: the disk cannot be written.
         """
         with self._lock:
+            self.used_at = time.monotonic()
             if self.is_whole:
                 return
             try:

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 Found = TypeVar("Found")
 
 _TROUBLE = "the storage of the videos cannot be reached"
-_CONNECT_S, _READ_S = 4.0, 10.0
+_CONNECT_S, _READ_S = 4.0, 6.0
 _PROBE_EVERY_S = 2.0
 _AGAIN_S = 0.5
 # Attempts are counted here and not in three layers at once.

@@ -239,6 +239,23 @@ def test_what_is_left_of_no_job_is_removed_an_hour_later(tmp_path: Path) -> None
         assert storage.folders("points") == {kept.id}
 
 
+def test_copies_go_when_nobody_used_them_for_an_hour(tmp_path: Path) -> None:
+    with closing(Site(tmp_path, f"file://{tmp_path / 'mounted'}")) as here:
+        watched, left = submit_to(here.web), submit_to(here.web)
+        copies, spool = here.web.copies, here.web.spool
+        assert copies is not None
+        copy = copies.live(watched.id, 1)
+        copies.live(left.id, 1).used_at -= 3601
+        copies.sweep()
+        assert {path.name for path in spool.job_folders()} == {watched.id, left.id}
+        copies._used = {watched.id: copy.used_at - 3601, left.id: copy.used_at - 3601}
+        copy.advance()
+        copies.sweep()
+        assert [path.name for path in spool.job_folders()] == [watched.id]
+        assert copies.live(watched.id, 1) is copy
+        assert Storage(here.url).folders("jobs") == {watched.id, left.id}
+
+
 @pytest.mark.usefixtures("s3")
 def test_a_storage_that_cannot_be_used_says_so_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"^storage: 's3://no-such-bucket' cannot be used: .*\w"):
