@@ -35,6 +35,8 @@ def test_the_command_ends_at_once_in_one_line(
         (["--groups", "2"], "groups: only with --backend ray"),
         (["--ray-address", "a:1", "--backend", "ray"], "ray_address: only with --groups N"),
         (["--backend", "ray", "--groups", "0"], "groups: expected 1 to 10000, got 0"),
+        (["--storage", "s3://videos"], "storage: only with --backend ray"),
+        (["--storage", "s3://videos", "--backend", "ray"], "storage: needs --database URL"),
     ],
 )
 def test_the_application_refuses_options_that_do_not_go_together(
