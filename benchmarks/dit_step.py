@@ -1,13 +1,16 @@
 """How long does one denoise forward of the transformer take, and how near is it to the bound?
 
     python -m benchmarks.dit_step --precision bfloat16,fp8+8-bit --size 688*368,384*256
+    python -m benchmarks.dit_step --shelf both --size 688*368
     python -m benchmarks.dit_step --shape tiny --size 64*64 --device cpu
 
 A forward is a block at one denoise step through all layers, speech included, with a full ring:
 embedding, layers, head. They are timed in a row, and those of one block alone: with the device idle
 before. Weights and inputs are random, at the shape of the 14B model unless said. Sizes are taken
 literally. The bound adds up what the matrix products, attention and, with 8-bit
-caches, bringing back the windows would take at the rates measured in the same run.
+caches, bringing back the windows would take at the rates measured in the same run. With --shelf
+layers, rings or both come from host memory; the rate of these copies is told, all the time of a
+forward given to them.
 """
 
 from __future__ import annotations
@@ -41,6 +44,7 @@ from liveavatar.model.layer_shelf import LayerShelf, run_from_shelf
 from liveavatar.model.transformer import Layer, TimeTable, Transformer
 from liveavatar.parallel.recorded import RecordedDenoiser
 from liveavatar.plan import transformer_memory as stage
+from liveavatar.plan.alone import Shelf, copied
 from liveavatar.plan.layout import GIB, Machine, estimate_layout
 from liveavatar.plan.precision import Precision, parse_precision
 from liveavatar.plan.shapes import Network
@@ -48,6 +52,13 @@ from liveavatar.random_checkpoint import TINY
 from liveavatar.request import parse_size
 
 SHAPES = {"14b": TransformerConfig(), "tiny": TINY}
+ALL_RESIDENT = Shelf()
+SHELVES = {
+    "none": ALL_RESIDENT,
+    "layers": Shelf(layers=True),
+    "rings": Shelf(rings=True),
+    "both": Shelf(layers=True, rings=True),
+}
 PIXELS_PER_LATENT = 8
 TFLOP = 1e12
 
@@ -66,7 +77,7 @@ class Setting:
         recorded: whether forwards are replayed as CUDA graphs.
         forwards: timed ones, rounded up to whole blocks; those of the first block alone.
         profiled: whether the kernels of one more forward are listed.
-        on_shelf: whether layers come from host memory for every forward.
+        shelf: what comes from host memory for every forward.
     """
 
     config: TransformerConfig
@@ -78,7 +89,7 @@ class Setting:
     recorded: bool
     forwards: int
     profiled: bool = False
-    on_shelf: bool = False
+    shelf: Shelf = ALL_RESIDENT
 
     @property
     def dtype(self) -> torch.dtype:
@@ -92,7 +103,13 @@ def random_transformer(
     """Build a transformer with random weights, quantised layer by layer; layers go to a shelf."""
     torch.manual_seed(0)
     with torch.device("meta"):
-        transformer = Transformer(config, None, where.dtype, cache_kind=where.cache_kind)
+        transformer = Transformer(
+            config,
+            None,
+            where.dtype,
+            cache_kind=where.cache_kind,
+            rings_on_shelf=where.rings_on_shelf,
+        )
     for _, part in transformer.parts():
         part.to_empty(device=where.device)
         for name, parameter in part.named_parameters():
@@ -228,12 +245,13 @@ def measure(setting: Setting, transformer: Transformer, ceilings: Ceilings) -> d
         "precision": str(setting.precision),
         "compiled": setting.compiled,
         "recorded": setting.recorded,
-        "on_shelf": setting.on_shelf,
+        "from_host": str(setting.shelf),
         "steps": steps,
         "backend": forwards.denoiser.backend,
         "warm_up_s": round(warm_up_s, 1),
         "finite": finite,
         **_speed(setting, in_a_row, ceilings),
+        **(_copies(setting, in_a_row) if setting.shelf != ALL_RESIDENT else {}),
         "alone_ms": round(statistics.median(alone), 2),
         **(_memory(setting, held) if on_gpu else {}),
     }
@@ -254,6 +272,17 @@ def _speed(setting: Setting, times: Sequence[float], ceilings: Ceilings) -> dict
         "tflop_per_s": round((products + attention) / TFLOP / median * 1000, 1),
         "bound_ms": round(1000 * bound_s, 1),
         "share_of_bound": round(1000 * bound_s / median, 3),
+    }
+
+
+def _copies(setting: Setting, times: Sequence[float]) -> dict[str, Any]:
+    """Bytes that each forward copies to the device, and at what rate."""
+    tokens = stage.count_tokens(setting.config, setting.size_hw, setting.sampling)
+    moved = copied(setting.config, tokens, setting.sampling, setting.shelf, setting.precision)
+    forward_s = statistics.median(times) / 1000
+    return {
+        "copied_gb": round(moved.to_device / 1e9, 3),
+        "copied_gb_per_s": round(moved.to_device / 1e9 / forward_s, 2),
     }
 
 
@@ -278,9 +307,13 @@ def _memory(setting: Setting, held: set[int]) -> dict[str, Any]:
     machine = Machine(2, 2**40)
     planned = estimate_layout(network, setting.size_hw, sampling, machine, setting.precision)
     rank = planned.ranks[0]
-    if setting.on_shelf:
+    if setting.shelf.layers:
         rooms = stage.shelf_weights(setting.config, setting.precision)
         rank = replace(rank, weights=rooms)
+    if setting.shelf.rings:
+        tokens = stage.count_tokens(setting.config, setting.size_hw, setting.sampling)
+        windows = stage.ring_rooms(setting.config, tokens, setting.precision)
+        rank = replace(rank, rings=windows, condition=0)
     free, total = torch.cuda.mem_get_info()
     peak = torch.cuda.max_memory_allocated()
     return {
@@ -305,7 +338,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--sample_steps", type=int, default=4, help="rings that are held; each forward is one step")
     add("--compile", action=argparse.BooleanOptionalAction, default=True)
     add("--record", action=argparse.BooleanOptionalAction, default=True, help="CUDA graphs")
-    add("--on_shelf", action="store_true", help="layers come from host memory; not recorded")
+    add("--shelf", choices=SHELVES, default="none", help="wait in host memory; not recorded")
     add("--forwards", type=int, default=20)
     add("--profile", action="store_true", help="list the kernels of one more forward, with --json")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -322,8 +355,10 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     device = torch.device(options.device)
     sizes = [parse_size(size) for size in options.size.split(",")]
     for precision in map(parse_precision, options.precision.split(",")):
-        shelf = LayerShelf(device) if options.on_shelf else None
-        transformer = random_transformer(config, Placement.planned(device, precision), shelf)
+        shelf = SHELVES[options.shelf]
+        where = replace(Placement.planned(device, precision), rings_on_shelf=shelf.rings)
+        layers = LayerShelf(device) if shelf.layers else None
+        transformer = random_transformer(config, where, layers)
         for size in sizes:
             size_hw = (size.height, size.width)
             setting = Setting(
@@ -333,8 +368,8 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 precision=precision,
                 device=device,
                 compiled=options.compile,
-                recorded=options.record and not options.on_shelf,
-                on_shelf=options.on_shelf,
+                recorded=options.record and shelf == ALL_RESIDENT,
+                shelf=shelf,
                 forwards=options.forwards,
                 profiled=options.profile,
             )
@@ -356,12 +391,14 @@ def one_line(report: dict[str, Any]) -> str:
         f"dit_step {report['size']} {report['precision']}, {report['layers']} layers, "
         f"{'compiled' if report['compiled'] else 'eager'}, "
         f"{'recorded' if report['recorded'] else 'by hand'}"
-        f"{', layers from the host' if report['on_shelf'] else ''}, "
+        f"{', ' + report['from_host'] + ' from the host' if report['from_host'] else ''}, "
         f"{report['environment']['device']}: "
         f"{report['median_ms']} ms (p95 {report['p95_ms']}), alone {report['alone_ms']}, "
         f"{report['tflop_per_s']} TFLOP/s, "
         f"bound {report['bound_ms']} ms, {100 * report['share_of_bound']:.0f} % of it reached"
     )
+    if "copied_gb" in report:
+        line += f"; {report['copied_gb']} GB copied, {report['copied_gb_per_s']} GB/s"
     if "peak_gib" in report:
         line += f"; peak {report['peak_gib']} GiB of {report['planned_gib']} planned"
     return line

@@ -10,7 +10,7 @@ takes at least over a bus of assumed speed.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from liveavatar.config import FRAMES_PER_BLOCK, SamplingConfig
+from liveavatar.config import FRAMES_PER_BLOCK, SamplingConfig, TransformerConfig
 from liveavatar.plan import media_memory as media
 from liveavatar.plan import transformer_memory as stage
 from liveavatar.plan.layout import (
@@ -201,7 +201,7 @@ def ways_alone(
                 machine.memory_bytes,
                 pinned,
                 host_bytes,
-                _copied(network, tokens, sampling, shelf, precision),
+                copied(config, tokens, sampling, shelf, precision),
             )
 
 
@@ -222,14 +222,15 @@ def _with_encoders(
     return replace(way, total=phases + (SPARE_BYTES if machine.num_gpus else 0))
 
 
-def _copied(
-    network: Network,
+def copied(
+    config: TransformerConfig,
     tokens: stage.Tokens,
     sampling: SamplingConfig,
     shelf: Shelf,
     precision: Precision,
 ) -> Copied:
-    config, to_device, to_host, per_block = network.transformer, 0, 0, 0
+    """What all layers copy."""
+    to_device, to_host, per_block = 0, 0, 0
     if shelf.layers:
         to_device += stage.layer_weights_of(config, range(config.num_layers), precision)
         injecting = stage.layer_weights(config, precision, injects=True)

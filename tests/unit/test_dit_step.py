@@ -32,6 +32,16 @@ def test_every_precision_runs_and_reports(capsys: pytest.CaptureFixture[str]) ->
         assert report["backend"] is None, "the CPU has one way to attend"
 
 
+def test_what_waits_in_host_memory_is_copied_and_told(capsys: pytest.CaptureFixture[str]) -> None:
+    sampling = ["--sample_steps", "2", "--infer_frames", "24", "--precision", "float32"]
+    assert dit_step.main([*TINY_RUN, *sampling, "--shelf", "both", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["from_host"], report["recorded"]) == ("layers and rings", False)
+    assert report["finite"]
+    assert report["copied_gb"] > 0
+    assert report["copied_gb_per_s"] > 0
+
+
 def test_the_work_of_the_published_shape_is_the_specified() -> None:
     setting = dit_step.Setting(
         TransformerConfig(), (640, 384), SamplingConfig(), Precision("bfloat16", "8-bit"),
