@@ -44,10 +44,11 @@ from liveavatar.resume_points import PointPlan
 from liveavatar.sampling import make_schedule
 from liveavatar.single_device import generate_latents, seeded_draws
 from liveavatar.timeline import Timeline
+from tests.patience import PATIENCE_S
 from tests.unit import tiny
 
 CPU = torch.device("cpu")
-WAIT_S = 60.0
+WAIT_S = PATIENCE_S
 SPARE_BLOCKS = 2
 
 
@@ -279,7 +280,7 @@ def ranks_of(layout: Layout) -> Iterator[MediaEnd]:
             for sender in ends[0].values():
                 sender.close()
             for process in processes:
-                process.join(20)
+                process.join(WAIT_S)
             assert [process.exitcode for process in processes] == [0] * mesh.num_dit_ranks
             for receiver in ends[1].values():
                 receiver.close()

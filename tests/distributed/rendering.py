@@ -16,9 +16,10 @@ from liveavatar.engine.messages import Finished, GroupSpec, Progress, RankStatus
 from liveavatar.media.speech import load_speech
 from liveavatar.plan.precision import FLOAT32
 from liveavatar.timeline import make_timeline
+from tests.patience import PATIENCE_S
 from tests.unit.sound_material import pcm, voice
 
-WAIT_S = 120.0
+WAIT_S = PATIENCE_S
 PROMPT = "A young woman talks to the camera and smiles, in a bright studio room"
 
 
@@ -101,7 +102,7 @@ def wait_for_frames(group: WorkerGroup, number: int, frames: int) -> None:
 
 
 def until_it_ends(group: WorkerGroup) -> None:
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + WAIT_S
     while time.monotonic() < deadline:
         group.next_event(1.0)
 
@@ -133,7 +134,7 @@ def is_running(pid: int) -> bool:
     return state != "Z"
 
 
-def none_runs(ranks: list[int], within_s: float = 10.0) -> bool:
+def none_runs(ranks: list[int], within_s: float = WAIT_S) -> bool:
     deadline = time.monotonic() + within_s
     while any(map(is_running, ranks)) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -155,7 +156,7 @@ def running(group: WorkerGroup) -> Iterator[WorkerGroup]:
         group.kill()
 
 
-def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 20.0) -> None:
+def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = WAIT_S) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"timed out: {what}"

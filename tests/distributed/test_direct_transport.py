@@ -28,8 +28,6 @@ from tests.distributed.rendering import (
     wait_for_progress,
 )
 
-pytestmark = pytest.mark.timeout(180)
-
 numbers = itertools.count(1)
 
 
@@ -82,9 +80,7 @@ def test_a_killed_rank_is_named_and_leaves_no_process(tmp_path: Path) -> None:
         wait_for_progress(group, job.number)
         ranks = group.pids()
         os.kill(ranks[1], signal.SIGKILL)
-        killed = time.monotonic()
         with pytest.raises(WorkerDiedError, match=r"^rank 1 was killed by signal 9$"):
             until_it_ends(group)
-        assert time.monotonic() - killed < 10
         group.kill()
         assert none_runs(ranks, within_s=0)

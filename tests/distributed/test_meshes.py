@@ -15,8 +15,6 @@ from liveavatar.parallel.mesh import Mesh
 from liveavatar.random_checkpoint import TINY
 from tests.distributed.pipeline_ranks import Case, Layout, MediaEnd, ranks_of
 
-pytestmark = pytest.mark.timeout(180)
-
 # float32 rounds to 6e-8 of a number; this is after 4 layers, 4 steps and a ring of earlier blocks.
 TOLERANCE = 2e-5
 EIGHT_HEADS = replace(TINY, num_heads=8)

@@ -18,8 +18,6 @@ from liveavatar.resume_points import PointPlan, whole_points
 from tests.distributed.pipeline_ranks import Case, Layout, MediaEnd, ranks_of
 from tests.distributed.rendering import wait_until
 
-pytestmark = pytest.mark.timeout(180)
-
 numbers = itertools.count(1)
 
 

@@ -30,8 +30,6 @@ from tests.distributed.rendering import (
 )
 from tests.unit.mp4_material import decode_audio, decode_video
 
-pytestmark = pytest.mark.timeout(180)
-
 SECONDS = 8.0
 PARTS = [f"rank-{rank}" for rank in range(3)]
 POINT = 10  # blocks between points: two stages, two steps, windows of two

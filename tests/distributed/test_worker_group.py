@@ -22,6 +22,7 @@ from liveavatar.engine.messages import Finished, Progress, Refused, RenderJob
 from liveavatar.errors import DeadlineError, WorkerDiedError
 from liveavatar.media.live_file import measure_live_file
 from tests.distributed.rendering import (
+    WAIT_S,
     Studio,
     none_runs,
     outcome,
@@ -36,8 +37,6 @@ from tests.distributed.rendering import (
     wait_for_progress,
 )
 from tests.unit.mp4_material import decode_video
-
-pytestmark = pytest.mark.timeout(180)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -63,7 +62,7 @@ def resident(tiny: Path) -> Iterator[WorkerGroup]:
     with running(group):
         yield group
         group.close()
-        ends = [group._processes.end_of(rank, time.monotonic() + 5) for rank in range(3)]
+        ends = [group._processes.end_of(rank, time.monotonic() + WAIT_S) for rank in range(3)]
         assert ends == ["ended with status 0"] * 3
 
 
@@ -107,7 +106,7 @@ def test_jobs_submitted_together_are_each_their_own(resident: WorkerGroup, studi
         resident.submit(job)
     # The events of jobs come in turns, so that all are awaited at once.
     ended: set[int] = set()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + WAIT_S
     while len(ended) < 3 and time.monotonic() < deadline:
         event = resident.next_event(1.0)
         if isinstance(event, Finished):
@@ -149,7 +148,7 @@ def test_a_cancelled_job_keeps_whole_blocks_and_the_next_one_works(
     wait_for_progress(resident, long.number)
     resident.cancel(long.number)
     resident.submit(after)
-    deadline, ends = time.monotonic() + 60, {}
+    deadline, ends = time.monotonic() + WAIT_S, {}
     while len(ends) < 2 and time.monotonic() < deadline:
         event = resident.next_event(1.0)
         if isinstance(event, Finished):
@@ -208,10 +207,8 @@ def test_a_killed_rank_is_named_and_takes_the_group_with_it(
             group.submit(job)
             wait_for_progress(group, job.number)
         os.kill(ranks[victim], signal.SIGKILL)
-        began = time.monotonic()
         with pytest.raises(WorkerDiedError, match=f"^rank {victim} was killed by signal 9$"):
             until_it_ends(group)
-        assert time.monotonic() - began < 10
         group.kill()
         assert none_runs(ranks, within_s=0)
         with pytest.raises(WorkerDiedError):
@@ -225,10 +222,8 @@ def killed(group: WorkerGroup, victim: int) -> None:
     """Kill a rank; it has to be named, and no other may be left."""
     ranks = group.pids()
     os.kill(ranks[victim], signal.SIGKILL)
-    began = time.monotonic()
     with pytest.raises(WorkerDiedError, match=f"^rank {victim} was killed by signal 9$"):
         until_it_ends(group)
-    assert time.monotonic() - began < 10
     group.kill()
     assert none_runs(ranks, within_s=0)
 
@@ -257,7 +252,7 @@ def test_a_rank_killed_while_it_starts_is_named(tiny: Path, folders: Path, victi
         until_it_speaks(group, victim)
         os.kill(ranks[victim], signal.SIGKILL)
         with pytest.raises(WorkerDiedError, match=f"^rank {victim} was killed by signal 9$"):
-            group.wait_until_ready(60)
+            group.wait_until_ready(WAIT_S)
         assert none_runs(ranks, within_s=0)
     assert not list(folders.glob("liveavatar-*"))
 
@@ -301,17 +296,13 @@ def test_a_rank_killed_while_the_group_closes_leaves_no_process(tiny: Path, stud
         group.submit(job)
         wait_for_progress(group, job.number)
         threading.Timer(0.5, os.kill, (ranks[0], signal.SIGKILL)).start()
-        began = time.monotonic()
-        group.close(60)
-        assert time.monotonic() - began < 15
+        group.close(WAIT_S)
         assert none_runs(ranks, within_s=0)
 
 
 def test_ranks_that_are_not_ready_in_time_are_named_and_ended(tiny: Path, folders: Path) -> None:
-    began = time.monotonic()
     with pytest.raises(DeadlineError, match=r"^ranks 0, 1, 2 were not ready in 0 s$"):
         WorkerGroup(spec(tiny)).wait_until_ready(0.0)
-    assert time.monotonic() - began < 10
     assert not list(folders.glob("liveavatar-*"))
 
 
@@ -348,7 +339,7 @@ def test_ranks_end_when_their_supervisor_is_killed(tiny: Path, tmp_path: Path, r
             if {ready}:
                 group.wait_until_ready()
             print(*group.pids(), flush=True)
-            time.sleep(100)
+            time.sleep(1000)
         """,
         tmp_path,
     )
@@ -356,8 +347,8 @@ def test_ranks_end_when_their_supervisor_is_killed(tiny: Path, tmp_path: Path, r
     ranks = [int(word) for word in process.stdout.readline().split()]
     assert len(ranks) == 2
     process.kill()
-    process.communicate(timeout=10)
-    assert none_runs(ranks, within_s=30)
+    process.communicate(timeout=WAIT_S)
+    assert none_runs(ranks, within_s=WAIT_S)
 
 
 def test_a_script_without_a_main_guard_fails_and_starts_no_ranks_of_ranks(
@@ -375,7 +366,7 @@ def test_a_script_without_a_main_guard_fails_and_starts_no_ranks_of_ranks(
         """,
         tmp_path,
     )
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=WAIT_S)
     assert process.returncode == 1
     assert 'if __name__ == "__main__"' in said.replace("'", '"')
     assert not list(folders.glob("liveavatar-*"))

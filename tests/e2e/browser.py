@@ -164,7 +164,11 @@ _READ_PIXELS = """async ({url, time, points}) => {
   canvas.width = video.videoWidth;
   canvas.height = video.videoHeight;
   const context = canvas.getContext("2d");
-  context.drawImage(video, 0, 0);
+  // A busy Chromium says that it has sought before it has a picture to draw.
+  do {
+    await new Promise(requestAnimationFrame);
+    context.drawImage(video, 0, 0);
+  } while (context.getImageData(0, 0, 1, 1).data[3] === 0);
   return points.map(([x, y]) => [...context.getImageData(x, y, 1, 1).data].slice(0, 3));
 }"""
 

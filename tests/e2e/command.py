@@ -11,6 +11,7 @@ import av
 import pytest
 
 from liveavatar.media.live_file import measure_live_file
+from tests.patience import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "inference" / "inference_tpp.py"
@@ -53,7 +54,7 @@ def run(command: list[str]) -> subprocess.CompletedProcess[str]:
         [sys.executable, str(SCRIPT), *command],
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=PATIENCE_S,
         cwd=ROOT.parent,
         check=False,
     )
@@ -80,7 +81,7 @@ def start(tiny: Path, save_file: Path, **changed: object) -> subprocess.Popen[st
 
 
 def wait_for_frames(live: Path, frames: int, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline and process.poll() is None:
         if live.exists() and live.stat().st_size and measure_live_file(live).num_frames >= frames:
             return

@@ -15,6 +15,7 @@ import pytest
 from liveavatar.random_checkpoint import write_checkpoint
 from tests.e2e.browser import chromium
 from tests.e2e.command import SCRIPT, arguments, run, start
+from tests.patience import PATIENCE_S
 from tests.web.live_server import Installation, serve
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def launch(tiny: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     yield begin
     for process in started:
         process.kill()
-        process.communicate(timeout=10)
+        process.communicate(timeout=PATIENCE_S)
 
 
 @pytest.fixture(scope="package")

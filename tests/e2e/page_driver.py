@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tests.patience import PATIENCE_S
+
 if TYPE_CHECKING:
     from playwright.sync_api import BrowserContext, Page
 
@@ -37,9 +39,9 @@ _SEEN = """() => {
 }"""
 
 
-def until(page: Page, expression: str, timeout_s: float = 20.0) -> None:
+def until(page: Page, expression: str) -> None:
     """Wait until an expression is true; Playwright's own way needs `eval`, which is forbidden."""
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + PATIENCE_S
     while not page.evaluate(expression):
         assert time.monotonic() < deadline, f"timed out: {expression}; {seen(page)}"
         page.wait_for_timeout(30)
@@ -48,9 +50,10 @@ def until(page: Page, expression: str, timeout_s: float = 20.0) -> None:
 def open_app(context: BrowserContext, address: str) -> Page:
     """Open the page and wait until its own modules have taken over."""
     page = context.new_page()
+    page.set_default_timeout(1000 * PATIENCE_S)
     page.add_init_script(WATCH)
     page.goto(address)
-    page.wait_for_selector("#la-group-chip[data-state=ready]", timeout=30_000)
+    page.wait_for_selector("#la-group-chip[data-state=ready]")
     return page
 
 
@@ -65,7 +68,7 @@ def choose_example(page: Page, name: str) -> None:
 def generate(page: Page) -> None:
     """Press the button and wait until the stage shows the job."""
     page.click("#la-generate")
-    page.wait_for_selector("#la-numbers:not([hidden])", timeout=20_000)
+    page.wait_for_selector("#la-numbers:not([hidden])")
 
 
 def seen(page: Page) -> dict[str, Any]:
@@ -74,14 +77,14 @@ def seen(page: Page) -> dict[str, Any]:
     return facts
 
 
-def wait_for_frames(page: Page, count: int, timeout_s: float = 40.0) -> None:
+def wait_for_frames(page: Page, count: int) -> None:
     """Wait until so many frames were painted."""
-    until(page, f"window.painted && window.painted.length >= {count}", timeout_s)
+    until(page, f"window.painted && window.painted.length >= {count}")
 
 
-def wait_for_step(page: Page, word: str, timeout_s: float = 60.0) -> None:
+def wait_for_step(page: Page, word: str) -> None:
     """Wait until the page names this step of the job."""
-    until(page, f"document.getElementById('la-step').textContent === '{word}'", timeout_s)
+    until(page, f"document.getElementById('la-step').textContent === '{word}'")
 
 
 def write_beeps(path: Path, beeps_s: tuple[float, ...], duration_s: float) -> None:

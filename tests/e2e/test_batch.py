@@ -23,6 +23,7 @@ from liveavatar.engine.messages import GroupSpec
 from liveavatar.errors import ConfigError, WorkerDiedError
 from liveavatar.media.remux import count_frames
 from tests.e2e.command import PORTRAIT, ROOT, describe
+from tests.patience import PATIENCE_S
 
 QUICK = Pace(load_s=0.01, prepare_s=0.01, fps=5000.0)
 FRAMES = 30
@@ -97,14 +98,14 @@ def killed(folder: Path) -> tuple[Path, dict[str, tuple[int, bytes]]]:
     process = subprocess.Popen(
         script, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while len(list(folder.glob("v*.json"))) < 5 or not list(folder.glob("*.live.mp4")):
         if time.monotonic() > deadline or process.poll() is not None:
             process.kill()
             pytest.fail(f"not killed in time: {process.communicate()[1]}")
         time.sleep(0.02)
     process.kill()
-    process.communicate(timeout=10)
+    process.communicate(timeout=PATIENCE_S)
     return batch, finished(folder)
 
 

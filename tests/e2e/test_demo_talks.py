@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.timeout(420),
     pytest.mark.filterwarnings("ignore"),  # Gradio uses what is deprecated
 ]
 
@@ -35,7 +34,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     with application(tmp_path_factory.mktemp("demo") / "data") as (client, _process):
-        wait_until(lambda: is_ready(client), "the ranks are ready", 200)
+        wait_until(lambda: is_ready(client), "the ranks are ready")
         yield client
 
 
@@ -54,7 +53,7 @@ def test_an_example_talks_before_its_video_is_finished(
     page = open_app(context, address)
     choose_example(page, "lin")
     generate(page)
-    wait_for_frames(page, 15, timeout_s=150)
+    wait_for_frames(page, 15)
     first = seen(page)
     (job,) = context.request.get(f"{address}/api/jobs").json()
     assert job["state"] == "running", job
@@ -65,12 +64,12 @@ def test_an_example_talks_before_its_video_is_finished(
     assert second["position"] > first["position"], (first, second)
     assert second["sound_bytes"] > 0, second
 
-    wait_for_step(page, "Done", timeout_s=150)
-    with page.expect_download(timeout=20_000) as waiting:
+    wait_for_step(page, "Done")
+    with page.expect_download() as waiting:
         page.click("#la-download")
     assert Path(waiting.value.path()).stat().st_size > 10_000
     page.goto(f"{address}/?__theme=dark")  # the browser finds its video again
-    page.wait_for_selector("#la-history-list [style*=thumbnails]", timeout=20_000)
+    page.wait_for_selector("#la-history-list [style*=thumbnails]")
     page.click("#la-history-list button")
     page.click("#la-play")
     wait_for_frames(page, 30)

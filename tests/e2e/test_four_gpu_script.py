@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from tests.e2e.command import ROOT
+from tests.patience import PATIENCE_S
 
 REHEARSAL = {"GPUS": "0", "CLIPS": "1", "INFER_FRAMES": "24", "PYTHON": sys.executable}
 
@@ -19,7 +20,7 @@ def rehearse(out: Path, **environment: str) -> subprocess.CompletedProcess[str]:
         env=os.environ | REHEARSAL | environment,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=PATIENCE_S,
         check=False,
     )
 

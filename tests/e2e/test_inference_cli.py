@@ -27,6 +27,7 @@ from tests.e2e.command import (
     run,
     wait_for_frames,
 )
+from tests.patience import PATIENCE_S
 from tests.unit.malformed_inputs import CATALOGUE, MalformedInput
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def test_an_interrupt_leaves_a_playable_file_and_says_so(
     process = launch(save_file)
     wait_for_frames(tmp_path / "out.live.mp4", 24, process)
     process.send_signal(number)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130
     frames = describe(save_file)["frames"]
     assert isinstance(frames, int)
@@ -121,7 +122,7 @@ def test_a_killed_run_leaves_a_growing_file_that_plays_and_is_gone_on_with(
     process = launch(save_file)
     wait_for_frames(live, 108, process)
     process.kill()
-    process.communicate(timeout=10)
+    process.communicate(timeout=PATIENCE_S)
     with av.open(str(live)) as container:
         there = sum(1 for _ in container.decode(video=0))
     assert 108 <= there < 198
@@ -254,7 +255,11 @@ def test_a_wrong_option_is_refused_before_torch_is_read(
         "    print('torch' in sys.modules)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
     )
     assert (done.returncode, done.stdout) == (2, "False\n"), done.stderr
     assert len(done.stderr.splitlines()) == 1

@@ -16,6 +16,7 @@ from types import ModuleType
 import pytest
 
 from tests.e2e.command import ROOT, describe
+from tests.patience import PATIENCE_S
 from tests.web.live_server import Installation, serve
 from webui.operator import operator_token
 from webui.server import Access
@@ -39,7 +40,7 @@ def run(command: list[object], **environment: object) -> subprocess.CompletedPro
         start_new_session=True,
     )
     try:
-        output, errors = process.communicate(timeout=110)
+        output, errors = process.communicate(timeout=PATIENCE_S)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         pytest.fail(f"not done in time: {process.communicate()[1]}")
@@ -153,12 +154,12 @@ def test_the_guardian_passes_on_what_stops_it(tmp_path: Path, number: int) -> No
         stderr=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE_S
     while not (tmp_path / "started").exists():
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(number)
-    process.communicate(timeout=20)
+    process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 128 + number
     assert (tmp_path / "told").exists()
 

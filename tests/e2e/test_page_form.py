@@ -42,7 +42,7 @@ PACE = Pace(load_s=0.1, prepare_s=0.1, fps=30.0)
 
 
 def said_at(page: Page, field: str) -> str:
-    page.wait_for_selector(f".la-notes[data-field={field}] li", timeout=20_000)
+    page.wait_for_selector(f".la-notes[data-field={field}] li")
     return page.inner_text(f".la-notes[data-field={field}]")
 
 
@@ -178,7 +178,7 @@ def test_the_operator_sees_and_lifts_the_highest_tier(browser: Browser, tmp_path
         headers = {"Authorization": f"Basic {basic}"}
         context = browser.new_context(locale="en-US", extra_http_headers=headers)
         page = open_app(context, address)
-        page.wait_for_selector("#la-ceiling-chip:not([hidden])", timeout=20_000)
+        page.wait_for_selector("#la-ceiling-chip:not([hidden])")
         assert "at most Fast" in page.inner_text("#la-ceiling-chip")
         assert "gpu 0 holds 21500 MB" in page.inner_text("#la-op-ceiling")
         page.click("#la-op-lift")

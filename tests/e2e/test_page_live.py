@@ -49,7 +49,7 @@ def test_an_example_plays_with_sound_before_the_job_is_done_and_downloads_afterw
     assert second["position"] > first["position"], (first, second)
     assert second["sound_bytes"] > 0, second
     wait_for_step(page, "Done")
-    with page.expect_download(timeout=20_000) as waiting:
+    with page.expect_download() as waiting:
         page.click("#la-download")
     stored = installation.spool.job(job["id"]).video.read_bytes()
     assert Path(waiting.value.path()).read_bytes() == stored
@@ -116,7 +116,7 @@ def test_a_refresh_rejoins_and_a_late_viewer_sees_it_from_the_start(
     generate(page)
     wait_for_frames(page, 10)
     page.reload()
-    page.wait_for_selector("#la-stage[data-phase=video]", timeout=20_000)
+    page.wait_for_selector("#la-stage[data-phase=video]")
     (job,) = context.request.get(f"{address}/api/jobs").json()
     late = browser.new_context()
     viewer = late.new_page()
@@ -184,9 +184,9 @@ def test_the_page_finds_back_to_its_job_after_a_restart_of_the_server(
         choose_example(page, "maya")
         generate(page)
         wait_for_frames(page, 1)
-    page.wait_for_selector("#la-group-chip[data-state=lost]", timeout=20_000)
+    page.wait_for_selector("#la-group-chip[data-state=lost]")
     with serve(Installation(tmp_path, pace=PACE, with_page=True), port):
-        page.wait_for_selector("#la-group-chip[data-state=ready]", timeout=20_000)
+        page.wait_for_selector("#la-group-chip[data-state=ready]")
         wait_for_step(page, "Done")
         (job,) = context.request.get(f"{address}/api/jobs").json()
         assert (job["state"], job["frames"]) == ("done", job["total_frames"])
@@ -202,7 +202,7 @@ def test_slow_rendering_says_its_speed_and_when_it_plays(
         page = open_app(context, address)
         choose_example(page, "maya")
         generate(page)
-        page.wait_for_selector("#la-caption:not([hidden])", timeout=20_000)
+        page.wait_for_selector("#la-caption:not([hidden])")
         until(
             page,
             "/Rendering at 0.[45]× · plays/.test("

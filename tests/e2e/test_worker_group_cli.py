@@ -15,6 +15,7 @@ import av
 import pytest
 
 from tests.e2e.command import ROOT, SCRIPT, arguments, describe, wait_for_frames
+from tests.patience import PATIENCE_S
 
 Launch = Callable[..., subprocess.Popen[str]]
 
@@ -95,7 +96,7 @@ def test_torchrun_starts_the_command_once(tiny: Path, tmp_path: Path, finished: 
         [sys.executable, *launcher, str(SCRIPT), *command],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -114,7 +115,7 @@ def test_launched_processes_end_as_the_first_of_them(ending: str) -> None:
         )
         for rank in ("1", "0")
     ]
-    statuses = [process.wait(30) for process in launched]
+    statuses = [process.wait(PATIENCE_S) for process in launched]
     assert statuses == ([1, -9] if ending == KILLED else [7, 7])
 
 
@@ -129,7 +130,7 @@ def test_a_killed_rank_ends_the_command_names_the_rank_and_leaves_no_process(
     ranks = ranks_of(process.pid)
     assert len(ranks) == 3
     os.kill(ranks[victim], signal.SIGKILL)
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1
     assert f"rank {victim} was killed by signal 9" in said.splitlines()[-1]
     assert not [pid for pid in ranks if is_running(pid)]
@@ -143,14 +144,14 @@ def test_a_killed_command_takes_its_ranks_with_it_and_is_gone_on_with(
     wait_for_frames(tmp_path / "out.live.mp4", 156, process)
     ranks = ranks_of(process.pid)
     process.kill()
-    process.communicate(timeout=10)
-    deadline = time.monotonic() + 10
+    process.communicate(timeout=PATIENCE_S)
+    deadline = time.monotonic() + PATIENCE_S
     while any(map(is_running, ranks)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not [pid for pid in ranks if is_running(pid)]
     assert len(list(tmp_path.glob("out.resume/*/*/12.rank-?.*.safetensors"))) == 3
     process = launch(save_file, num_gpus_dit=2, ulysses_size=2, size="64*64", resume=True)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, said
     assert "frames are there already; going on behind them" in said
     assert describe(save_file)["frames"] == 198
@@ -166,7 +167,7 @@ def test_an_interrupt_ends_the_group_and_leaves_a_playable_file(
     wait_for_frames(tmp_path / "out.live.mp4", 12, process)
     ranks = ranks_of(process.pid)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130, said
     frames = describe(save_file)["frames"]
     assert isinstance(frames, int)

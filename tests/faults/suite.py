@@ -38,7 +38,7 @@ sample_steps = 2
 """
 HEADINGS = ("fault", "recovered", "seconds", "blocks redone", "frames lost")
 CLIPS = 6
-END_S = 240.0
+END_S = 400.0
 _CODED_OTHERWISE = 12  # of 255, mean over a frame: the first frames behind a cut are coded worst
 
 

@@ -16,7 +16,7 @@ import pytest
 from benchmarks.application import PORTRAIT, PROMPT, SPEECH
 from tests.faults.suite import END_S, Installation, Outcome, record
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(900)
 
 Note = Callable[[str, object], None]
 

@@ -20,7 +20,7 @@ from tests.faults.suite import (
     record,
 )
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(900)
 
 long_faults = pytest.mark.long_faults
 Note = Callable[[str, object], None]

@@ -17,7 +17,7 @@ import pytest
 from benchmarks.application import Application
 from tests.faults.suite import END_S, Outcome, record
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(900)
 
 CONFIG = """
 [limits]

@@ -19,12 +19,13 @@ from typing import Any, TypeVar
 
 import httpx
 
+from tests.patience import PATIENCE_S
 from tests.web.live_server import ROOT, free_port, wait_until
 
 _Result = TypeVar("_Result")
 
 # One for all: making one takes longer than most requests.
-_CLIENT = httpx.Client(timeout=30)
+_CLIENT = httpx.Client(timeout=PATIENCE_S)
 atexit.register(_CLIENT.close)
 
 SECRET = "known to nobody outside"
@@ -122,7 +123,7 @@ def plain_gradio(folder: Path) -> Iterator[Target]:
         return False
 
     try:
-        wait_until(answers, "plain Gradio answers", timeout_s=60)
+        wait_until(answers, "plain Gradio answers")
         target.learn()
         yield target
     finally:
@@ -162,4 +163,4 @@ def internal_server() -> Iterator[InternalServer]:
             yield internal
         finally:
             server.shutdown()
-            thread.join(10)
+            thread.join(PATIENCE_S)

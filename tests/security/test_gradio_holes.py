@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from tests.patience import PATIENCE_S
 from tests.security.servers import SECRET, InternalServer, Target
 from tests.web.live_server import PORTRAIT, Installation, serve, submit, wait_until
 from webui.auth import read_accounts
@@ -161,7 +162,7 @@ def half_an_upload(target: Target) -> None:
     parts = urlsplit(target.address)
     head = b'--b\r\nContent-Disposition: form-data; name="files"; filename="x.png"\r\n\r\n'
     content = head + b"\x89PNG\r\n\x1a\n" + bytes(300_000)
-    with socket.create_connection((parts.hostname, parts.port), timeout=10) as connection:
+    with socket.create_connection((parts.hostname, parts.port), timeout=PATIENCE_S) as connection:
         connection.sendall(
             f"POST /upload HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Length: 900000\r\n"
             "Content-Type: multipart/form-data; boundary=b\r\n\r\n".encode()
@@ -245,7 +246,7 @@ def test_nobody_is_sent_on_to_another_site(plain: Target, ours: Target) -> None:
 
 def raw_get(target: Target, path: str) -> tuple[int, bytes]:
     """Ask for a path as it is, without what clients tidy up."""
-    connection = http.client.HTTPConnection(urlsplit(target.address).netloc, timeout=10)
+    connection = http.client.HTTPConnection(urlsplit(target.address).netloc, timeout=PATIENCE_S)
     try:
         connection.request("GET", path)
         answer = connection.getresponse()
@@ -304,7 +305,7 @@ def test_a_choice_is_one_of_those_offered(plain: Target, ours: Target) -> None:
     pictures = [{"path": path} for path in ours.upload("x.png", PORTRAIT.read_bytes()).json()]
     data = [*pictures, None, "A woman", "../../etc", *[None] * 7]
     assert ours.call(ours.functions["submit"], data, session="choice") is None
-    with httpx.Client(base_url=ours.address, timeout=30) as browser:
+    with httpx.Client(base_url=ours.address, timeout=PATIENCE_S) as browser:
         refused = submit(browser, tier="../../etc").json()
     assert "expected fast or balanced or high" in refused["error"]["message"]
 
@@ -335,7 +336,7 @@ def test_hidden_functions_give_nothing_that_is_not_for_all(plain: Target, ours: 
 def flood(target: Target, function: int, data: list[str], count: int) -> list[httpx.Response]:
     """Ask for a function again and again without looking at the answers."""
     body = {"data": data, "fn_index": function, "session_hash": "flood"}
-    with httpx.Client(base_url=target.address, timeout=30) as client:
+    with httpx.Client(base_url=target.address, timeout=PATIENCE_S) as client:
         return [client.post("/queue/join", json=body) for _ in range(count)]
 
 
@@ -378,7 +379,9 @@ def test_every_answer_carries_the_headers(ours: Target) -> None:
 def test_what_is_no_upload_is_small_before_it_is_read(ours: Target, path: str) -> None:
     parts = urlsplit(ours.address)
     for kind in ("application/json", "multipart/form-data; boundary=b"):
-        with socket.create_connection((parts.hostname, parts.port), timeout=10) as connection:
+        with socket.create_connection(
+            (parts.hostname, parts.port), timeout=PATIENCE_S
+        ) as connection:
             head = f"POST {path} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: {kind}\r\n"
             connection.sendall(f"{head}Content-Length: 1100000\r\n\r\n".encode())
             assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")  # no byte was sent

@@ -12,6 +12,7 @@ from starlette.routing import Host, Mount, Route, WebSocketRoute
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from tests.patience import PATIENCE_S
 from tests.web.live_server import Installation, submit, wait_for_state
 from webui.auth import OPEN_PATHS
 
@@ -39,7 +40,9 @@ def paths_of(app: object, prefix: str = "") -> Iterator[str]:
 def files_of(installation: Installation) -> Iterator[str]:
     """Files that are mounted, ours and Gradio's, and what a job leaves."""
     yield from ("/static/js/page.js", "/static/css/tokens.css", "/static/images/icon.svg")
-    with httpx.Client(base_url=installation.address, timeout=30, auth=("ann", "secret")) as ann:
+    with httpx.Client(
+        base_url=installation.address, timeout=PATIENCE_S, auth=("ann", "secret")
+    ) as ann:
         page = ann.get("/").text
         assets = re.findall(r"assets/[\w.-]+", page)
         assert assets
@@ -65,7 +68,7 @@ def test_no_route_answers_a_stranger(locked: Installation) -> None:
         "/upload",
     }
     assert len(paths) > 70
-    with httpx.Client(base_url=locked.address, timeout=30) as stranger:
+    with httpx.Client(base_url=locked.address, timeout=PATIENCE_S) as stranger:
         for path in sorted(paths - OPEN):
             for method in METHODS:
                 assert stranger.request(method, path).status_code == 401, (method, path)
@@ -93,7 +96,7 @@ def test_no_route_answers_a_stranger(locked: Installation) -> None:
 )
 def test_no_spelling_leads_past_the_login(locked: Installation, path: str) -> None:
     # The address is put together by hand, as clients would tidy it up.
-    with httpx.Client(timeout=30) as stranger:
+    with httpx.Client(timeout=PATIENCE_S) as stranger:
         request = stranger.build_request("GET", locked.address)
         request.url = request.url.copy_with(raw_path=path.encode())
         assert stranger.send(request).status_code in (401, 404)
@@ -103,7 +106,7 @@ def test_no_websocket_is_opened(locked: Installation) -> None:
     for path in ("/", "/queue/join", "/login", "/healthz", "/x"):
         address = f"ws://{urlsplit(locked.address).netloc}{path}"
         with pytest.raises(InvalidStatus, match="403"):
-            connect(address, open_timeout=10)
+            connect(address, open_timeout=PATIENCE_S)
 
 
 def test_strangers_learn_whether_the_server_works_and_no_more(locked: Installation) -> None:

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from liveavatar.media.portrait import PortraitLimits, load_portrait
 from liveavatar.media.reader_process import MediaReader
 from liveavatar.media.sound_reader import SpeechLimits
 from liveavatar.media.speech import load_speech
+from tests.patience import PATIENCE_S
 from tests.security.hostile_media import mov_file, naming
 from tests.security.servers import InternalServer, Target
 from tests.web.live_server import PORTRAIT, ROOT, SPEECH, Installation, submit, wait_until
@@ -74,7 +74,6 @@ def test_no_file_leads_to_another_or_to_an_address(
     neighbour = tmp_path / "neighbour.wav"
     shutil.copy(SPEECH, neighbour)
     internal.asked.clear()
-    started = time.monotonic()
     for name, content in naming(internal.address, str(neighbour)).items():
         path = tmp_path / name
         path.write_bytes(content)
@@ -84,7 +83,6 @@ def test_no_file_leads_to_another_or_to_an_address(
         with pytest.raises(MediaError):
             reader.speech(path, LIMITS)
     assert internal.asked == []
-    assert time.monotonic() - started < 20
 
 
 @pytest.mark.filterwarnings("ignore")  # Gradio uses what is deprecated
@@ -93,7 +91,7 @@ def test_no_upload_leads_to_another_file_or_to_an_address(
 ) -> None:
     neighbour = str(installation.spool.root / "jobs.db")
     internal.asked.clear()
-    with httpx.Client(base_url=ours.address, timeout=30) as client:
+    with httpx.Client(base_url=ours.address, timeout=PATIENCE_S) as client:
         for name, content in naming(internal.address, neighbour).items():
             assert submit(client, speech=content).status_code in (415, 422), name
             # By the page: what is no sound is not even kept.
@@ -117,7 +115,7 @@ def test_a_small_file_takes_gigabytes_where_nothing_limits_it(tmp_path: Path) ->
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
     command = [sys.executable, "-c", program, str(path)]
-    said = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60, check=True)
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=PATIENCE_S, check=True)
     assert path.stat().st_size < 6000
     assert int(said.stdout) > 300_000  # KiB
 
@@ -163,7 +161,7 @@ def test_readers_work_side_by_side_and_only_few_stay(reader: MediaReader) -> Non
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(PATIENCE_S)
     assert read == [len(load_speech(SPEECH).samples)] * 4
     reader.close()
     again = MediaReader()
@@ -179,7 +177,7 @@ def test_the_reader_has_no_secrets_writes_nothing_and_ends_with_its_server() -> 
         "reader = MediaReader()\n"
         "reader.speech(Path(sys.argv[1]), SpeechLimits())\n"
         "print(reader._idle[0]._process.pid, flush=True)\n"
-        "time.sleep(60)"
+        "time.sleep(600)"
     )
     server = subprocess.Popen(
         [sys.executable, "-c", program, str(SPEECH)],
@@ -197,8 +195,8 @@ def test_the_reader_has_no_secrets_writes_nothing_and_ends_with_its_server() -> 
         assert "NoNewPrivs:\t1" in (child / "status").read_text()
     finally:
         server.kill()
-        server.communicate(timeout=10)
-    wait_until(lambda: not is_running(child), "it ends with its server", timeout_s=10)
+        server.communicate(timeout=PATIENCE_S)
+    wait_until(lambda: not is_running(child), "it ends with its server")
 
 
 def is_running(folder: Path) -> bool:

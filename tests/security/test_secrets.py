@@ -14,6 +14,7 @@ import pytest
 
 from liveavatar.errors import ConfigError, LiveAvatarError
 from liveavatar.jobs.store import JobStore
+from tests.patience import PATIENCE_S
 from tests.web.live_server import ROOT, free_port, submit, wait_until
 from webui.auth import installation_key, kept_secret
 from webui.operator import operator_token
@@ -24,7 +25,7 @@ PASSWORD, GUESS = "correct-horse-battery", "wrong-horse-battery"
 def told_secrets(address: str, data: Path) -> dict[str, str]:
     """Use the application in every way that has to do with secrets; gives all that were told."""
     token = operator_token(data)
-    with httpx.Client(base_url=address, timeout=30) as client:
+    with httpx.Client(base_url=address, timeout=PATIENCE_S) as client:
         form = {"username": "ann", "password": GUESS, "next": "/"}
         assert client.post("/login", data=form).status_code == 401
         assert client.get("/api/config", auth=("ann", GUESS)).status_code == 401
@@ -69,7 +70,7 @@ def test_nothing_secret_is_written(tmp_path: Path) -> None:
         )
     address = f"http://127.0.0.1:{port}"
     try:
-        wait_until(lambda: answers(address), "it answers", timeout_s=90)
+        wait_until(lambda: answers(address), "it answers")
         told = told_secrets(address, data)
         command_lines = running_commands(process.pid)
         process.send_signal(signal.SIGTERM)
@@ -89,7 +90,7 @@ def test_nothing_secret_is_written(tmp_path: Path) -> None:
 
 def answers(address: str) -> bool:
     with contextlib.suppress(httpx.TransportError):
-        return httpx.get(f"{address}/healthz", timeout=5).status_code == 200
+        return httpx.get(f"{address}/healthz", timeout=PATIENCE_S).status_code == 200
     return False
 
 

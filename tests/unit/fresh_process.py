@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+from tests.patience import PATIENCE_S
+
 _PROGRAM = """
 def peak_kib():
     with open("/proc/self/status") as status:
@@ -24,7 +26,7 @@ def memory_growth_mib(before: str, measured: str) -> float:
         [sys.executable, "-c", _PROGRAM.format(before=before, measured=measured)],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=PATIENCE_S,
         check=True,
     )
     return int(result.stdout) / 1024

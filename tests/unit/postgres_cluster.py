@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.patience import PATIENCE_S
+
 _USER = "liveavatar"
 _START_S = 30.0
 
@@ -37,7 +39,7 @@ def cluster(binaries: Path) -> Iterator[str]:
             [binaries / "initdb", "-D", data, "-U", _USER, "-A", "trust", "-E", "UTF8", "-N"],
             check=True,
             capture_output=True,
-            timeout=60,
+            timeout=PATIENCE_S,
             cwd=folder,
             **who,  # type: ignore[call-overload]
         )
@@ -68,6 +70,6 @@ def cluster(binaries: Path) -> Iterator[str]:
 def _wait_until_ready(binaries: Path, folder: Path, log: Path) -> None:
     deadline = time.monotonic() + _START_S
     command = [binaries / "pg_isready", "-q", "-h", folder]
-    while subprocess.run(command, check=False, timeout=10).returncode:
+    while subprocess.run(command, check=False, timeout=PATIENCE_S).returncode:
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.05)

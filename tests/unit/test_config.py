@@ -18,6 +18,7 @@ from liveavatar.config import (
     launched_ranks,
 )
 from liveavatar.errors import ConfigError
+from tests.patience import PATIENCE_S
 
 # A config.json in the form of the 14B release, keys that only matter in training included.
 PUBLISHED: dict[str, Any] = {
@@ -256,7 +257,10 @@ def test_settings_requests_and_timelines_load_without_torch() -> None:
         "import sys, liveavatar.config, liveavatar.request, liveavatar.timeline\n"
         "sys.exit('torch' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+    assert (
+        subprocess.run([sys.executable, "-c", code], check=False, timeout=PATIENCE_S).returncode
+        == 0
+    )
 
 
 @pytest.mark.parametrize(("stated", "ranks"), [({}, 1), ({"WORLD_SIZE": "4"}, 4)])

@@ -23,6 +23,7 @@ from liveavatar.doctor.child import Outcome
 from liveavatar.doctor.finding import Finding
 from liveavatar.doctor.open_model import open_model
 from liveavatar.random_checkpoint import write_adapter, write_checkpoint
+from tests.patience import PATIENCE_S
 from tests.web.live_server import Installation, serve
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -279,7 +280,7 @@ def test_the_page_of_the_application_itself(tmp_path: Path) -> None:
 # --- The command ---------------------------------------------------------------------------------
 
 
-def doctor(*options: str, timeout_s: float = 100) -> subprocess.CompletedProcess[str]:
+def doctor(*options: str, timeout_s: float = PATIENCE_S) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "liveavatar.doctor", *options],
         cwd=ROOT,
@@ -314,7 +315,7 @@ def test_the_whole_examination_as_a_command(tiny: Path, tmp_path: Path) -> None:
 
 def test_the_doctor_speaks_where_no_package_is_installed(tmp_path: Path) -> None:
     command = [sys.executable, "-S", "-m", "liveavatar.doctor", "--json", "--data-dir", tmp_path]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 1, done.stderr
     by_name = {finding["name"]: finding for finding in json.loads(done.stdout)["findings"]}
     assert by_name["python"]["status"] == "ok"

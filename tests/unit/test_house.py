@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE_S
+
 ROOT = Path(__file__).resolve().parents[2]
 PRODUCT = ("liveavatar", "inference", "webui", "app.py")
 FOLDERS = [
@@ -150,7 +152,7 @@ def test_commands_can_be_executed_and_stop_at_errors(command: str) -> None:
     assert os.access(path, os.X_OK)
     assert path.read_text().startswith("#!/usr/bin/env bash\n")
     assert "\nset -euo pipefail\n" in path.read_text()
-    subprocess.run(["bash", "-n", path], check=True, timeout=10)
+    subprocess.run(["bash", "-n", path], check=True, timeout=PATIENCE_S)
 
 
 def test_continuous_integration_ends_in_the_command_of_the_readme() -> None:
@@ -214,7 +216,7 @@ def start(checkout: Path, *arguments: str, **environment: str) -> "subprocess.Po
 
 def finish(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
     """Exit status, output and errors."""
-    output, errors = process.communicate(timeout=100)
+    output, errors = process.communicate(timeout=PATIENCE_S)
     return process.returncode, output, errors
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE_S
+
 ROOT = Path(__file__).resolve().parents[2]
 WEB = ("gradio", "fastapi")
 WALLS = {
@@ -78,7 +80,7 @@ def breaches(source: str, banned: tuple[str, ...]) -> list[str]:
 def run_fresh(code: str) -> list[str]:
     """Words that a program prints in a process of its own."""
     command = [sys.executable, "-c", f"import sys\n{code}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 
@@ -123,7 +125,7 @@ def test_ruff_refuses_what_a_folder_bans(folder: str, banned: str) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 1, done.stdout + done.stderr
     assert f"`{banned}` is banned" in done.stdout

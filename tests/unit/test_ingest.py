@@ -13,6 +13,7 @@ from liveavatar.errors import MediaError, RequestError
 from liveavatar.media.ingest import check_prompt, coverage_notes, ingest, prompt_notes
 from liveavatar.media.notes import Note
 from liveavatar.media.upload import shown_name
+from tests.patience import PATIENCE_S
 from tests.unit.picture_material import picture_bytes
 from tests.unit.sound_material import sound_bytes
 
@@ -173,6 +174,6 @@ def test_reading_inputs_never_loads_torch_or_opencv_at_import() -> None:
         "print([name for name in ('torch', 'cv2') if name in sys.modules])"
     )
     result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S, check=True
     )
     assert result.stdout.strip() == "[]"

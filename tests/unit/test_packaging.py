@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from liveavatar.config import TransformerConfig
+from tests.patience import PATIENCE_S
 from tests.web.live_server import Installation, serve
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -167,7 +168,9 @@ def healthcheck(url: str) -> int:
     (rest,) = arguments("HEALTHCHECK")
     command = json.loads(rest.partition("CMD ")[2])
     assert command[0] == "python"
-    done = subprocess.run([sys.executable, *command[1:], url], cwd=ROOT, timeout=60, env=os.environ)
+    done = subprocess.run(
+        [sys.executable, *command[1:], url], cwd=ROOT, timeout=PATIENCE_S, env=os.environ
+    )
     return done.returncode
 
 

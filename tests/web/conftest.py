@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from tests.patience import PATIENCE_S
 from tests.web.live_server import Installation, serve
 
 
@@ -20,5 +21,5 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installat
 @pytest.fixture
 def client(installation: Installation) -> Iterator[httpx.Client]:
     """A browser of its own: its cookie jar is empty."""
-    with httpx.Client(base_url=installation.address, timeout=30) as client:
+    with httpx.Client(base_url=installation.address, timeout=PATIENCE_S) as client:
         yield client

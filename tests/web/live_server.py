@@ -24,6 +24,7 @@ from liveavatar.jobs.spool import Spool
 from liveavatar.jobs.store import JobStore, sqlite_url
 from liveavatar.media.reader_process import MediaReader
 from liveavatar.plan.tiers import DEMO_TIERS
+from tests.patience import PATIENCE_S
 from webui.mounting import mount_page
 from webui.offers import ServedModel
 from webui.server import Access, create_app
@@ -97,13 +98,13 @@ def serve(installation: Installation, port: int | None = None) -> Iterator[str]:
         yield installation.address
     finally:
         server.should_exit = True
-        thread.join(20)
+        thread.join(PATIENCE_S)
         assert not thread.is_alive()
         installation.supervisor.stop()
         installation.store.close()
 
 
-def wait_until(condition: Any, what: str, timeout_s: float = 20.0) -> None:
+def wait_until(condition: Any, what: str, timeout_s: float = PATIENCE_S) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"timed out: {what}"

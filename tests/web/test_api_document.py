@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.patience import PATIENCE_S
 from tests.web.live_server import Installation, serve, submit
 from webui import guard, schemas
 
@@ -23,7 +24,10 @@ ROUTES = set(re.findall(r"^\| (GET|POST|DELETE) \| `([^`]+)` \|", TEXT, re.MULTI
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     installation = Installation(tmp_path_factory.mktemp("data"))
-    with serve(installation) as address, httpx.Client(base_url=address, timeout=30) as client:
+    with (
+        serve(installation) as address,
+        httpx.Client(base_url=address, timeout=PATIENCE_S) as client,
+    ):
         yield client
 
 

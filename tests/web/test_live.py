@@ -14,6 +14,7 @@ import pytest
 
 from liveavatar.engine.fake import Pace
 from liveavatar.media.live_file import complete_length, measure_live_file
+from tests.patience import PATIENCE_S
 from tests.unit.mp4_material import decode_video
 from tests.web.live_server import Installation, serve, submit, wait_for_state, wait_until
 
@@ -31,7 +32,7 @@ def steady(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
 
 @pytest.fixture
 def client(steady: Installation) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=steady.address, timeout=30) as client:
+    with httpx.Client(base_url=steady.address, timeout=PATIENCE_S) as client:
         yield client
 
 
@@ -43,14 +44,14 @@ def test_many_viewers_early_and_late_get_the_same_bytes(
 
     def watch(number: int) -> None:
         time.sleep(0.1 * number)
-        with httpx.Client(base_url=client.base_url, timeout=30) as viewer:
+        with httpx.Client(base_url=client.base_url, timeout=PATIENCE_S) as viewer:
             got[number] = viewer.get(job["live_url"]).content
 
     threads = [threading.Thread(target=watch, args=(number,)) for number in range(12)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(PATIENCE_S)
     whole = steady.spool.job(job["id"]).live.read_bytes()
     assert sorted(got) == list(range(12))
     assert set(map(len, got.values())) == {len(whole)}
@@ -154,19 +155,24 @@ def test_what_there_is_now_comes_at_once_and_pieces_of_it_make_the_whole(
 
 def test_viewers_go_on_where_they_are_when_the_worker_group_dies(tmp_path: Path) -> None:
     installation = Installation(tmp_path, pace=STEADY)
-    with serve(installation) as address, httpx.Client(base_url=address, timeout=30) as client:
+    with (
+        serve(installation) as address,
+        httpx.Client(base_url=address, timeout=PATIENCE_S) as client,
+    ):
         job = submit(client, **CLIPS).json()
         wait_until(lambda: client.get(f"/api/jobs/{job['id']}").json()["frames"] > 12, "frames")
         got: list[bytes] = []
         thread = threading.Thread(
-            target=lambda: got.append(httpx.get(address + job["live_url"], timeout=30).content)
+            target=lambda: got.append(
+                httpx.get(address + job["live_url"], timeout=PATIENCE_S).content
+            )
         )
         thread.start()
         time.sleep(0.2)
         installation.groups[0].die("rank 0 was killed by signal 9")
         done = wait_for_state(client, job["id"], "done")
         assert (done["attempt"], done["frames"]) == (1, 96)
-        thread.join(20)
+        thread.join(PATIENCE_S)
         assert not thread.is_alive()
         assert got[0] == client.get(job["live_url"]).content
         (tmp_path / "whole.mp4").write_bytes(got[0])
@@ -175,19 +181,24 @@ def test_viewers_go_on_where_they_are_when_the_worker_group_dies(tmp_path: Path)
 
 def test_viewers_of_a_file_that_was_begun_anew_are_let_go(tmp_path: Path) -> None:
     installation = Installation(tmp_path, pace=STEADY)
-    with serve(installation) as address, httpx.Client(base_url=address, timeout=30) as client:
+    with (
+        serve(installation) as address,
+        httpx.Client(base_url=address, timeout=PATIENCE_S) as client,
+    ):
         job = submit(client, **CLIPS).json()
         wait_until(lambda: client.get(f"/api/jobs/{job['id']}").json()["frames"] > 12, "frames")
         got: list[bytes] = []
         thread = threading.Thread(
-            target=lambda: got.append(httpx.get(address + job["live_url"], timeout=30).content)
+            target=lambda: got.append(
+                httpx.get(address + job["live_url"], timeout=PATIENCE_S).content
+            )
         )
         thread.start()
         time.sleep(0.2)
         folder = installation.spool.job(job["id"])
         folder.live.unlink()  # what is lost cannot be gone on with
         installation.groups[0].die("rank 0 was killed by signal 9")
-        thread.join(20)
+        thread.join(PATIENCE_S)
         assert not thread.is_alive()
         (tmp_path / "first.mp4").write_bytes(got[0])
         assert 12 < measure_live_file(tmp_path / "first.mp4").num_frames < 96

@@ -12,6 +12,7 @@ import pytest
 
 from liveavatar.errors import ConfigError
 from liveavatar.plan.tiers import TIERS
+from tests.patience import PATIENCE_S
 from tests.web.live_server import SETTINGS, Installation, serve, submit, wait_for_state
 from webui.auth import Accounts, installation_key, read_accounts
 from webui.operator import operator_token
@@ -37,13 +38,15 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installat
 
 @pytest.fixture
 def stranger(installation: Installation) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=installation.address, timeout=30) as client:
+    with httpx.Client(base_url=installation.address, timeout=PATIENCE_S) as client:
         yield client
 
 
 @pytest.fixture
 def ann(installation: Installation) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=installation.address, timeout=30, auth=("ann", "secret")) as client:
+    with httpx.Client(
+        base_url=installation.address, timeout=PATIENCE_S, auth=("ann", "secret")
+    ) as client:
         yield client
 
 
@@ -110,7 +113,7 @@ def test_share_links_need_a_login_unless_they_are_opened(tmp_path: Path, is_open
     settings = replace(SETTINGS, features=Features(open_share_links=is_open))
     installation = Installation(tmp_path, settings=settings, access=Access(accounts()))
     with serve(installation) as address:
-        with httpx.Client(base_url=address, timeout=30, auth=("ann", "secret")) as ann:
+        with httpx.Client(base_url=address, timeout=PATIENCE_S, auth=("ann", "secret")) as ann:
             job = submit(ann).json()
             wait_for_state(ann, job["id"], "done")
         expected = 200 if is_open else 401
@@ -152,7 +155,10 @@ def test_the_operator_lowers_the_tier_and_lifts_it_again(
     assert (tmp_path / "operator.token").stat().st_mode & 0o077 == 0
     settings = replace(SETTINGS, tiers=TIERS)
     installation = Installation(tmp_path, settings=settings, access=Access(known, token=token))
-    with serve(installation) as address, httpx.Client(base_url=address, timeout=30) as client:
+    with (
+        serve(installation) as address,
+        httpx.Client(base_url=address, timeout=PATIENCE_S) as client,
+    ):
         path, right = "/api/group/ceiling", {"Authorization": f"Bearer {token}"}
         for headers in ({}, {"Authorization": f"Bearer {token}x"}, {"Authorization": "Bearer é"}):
             encoded = {name: value.encode() for name, value in headers.items()}

@@ -12,6 +12,7 @@ import httpx
 import pytest
 from gradio_client import Client, file
 
+from tests.patience import PATIENCE_S
 from tests.unit.mp4_material import decode_video
 from tests.web.live_server import PORTRAIT, PROMPT, SPEECH, Installation, serve
 from webui.auth import read_accounts
@@ -84,7 +85,7 @@ def test_a_client_hears_what_is_wrong(client: Client) -> None:
 
 def test_a_call_ends_no_sooner_than_its_caller_knows_of_it(address: str) -> None:
     """The client forgets a call that ends while it still reads that the call was taken."""
-    with httpx.Client(base_url=address, timeout=60) as program:
+    with httpx.Client(base_url=address, timeout=PATIENCE_S) as program:
         program.post("/login", data={"username": "ann", "password": "secret"})
         made = program.get("/config").json()["dependencies"]
         status = [one["api_name"] for one in made].index("status")
@@ -99,7 +100,7 @@ def test_a_call_ends_no_sooner_than_its_caller_knows_of_it(address: str) -> None
 
 def test_a_programs_heartbeat_stays_open_and_a_browsers_does_not(address: str) -> None:
     """The client opens it anew without a pause; browsers have six connections for all tabs."""
-    with httpx.Client(base_url=address, timeout=60) as caller:
+    with httpx.Client(base_url=address, timeout=PATIENCE_S) as caller:
         caller.post("/login", data={"username": "ann", "password": "secret"})
         with caller.stream("GET", "/heartbeat/s") as beats:
             received = beats.iter_text()

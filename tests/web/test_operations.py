@@ -21,6 +21,7 @@ from liveavatar.engine.messages import RankStatus
 from liveavatar.errors import ConfigError
 from liveavatar.jobs.ability import Ability
 from liveavatar.media.live_file import complete_length
+from tests.patience import PATIENCE_S
 from tests.web.live_server import Installation, serve, submit, wait_for_state, wait_until
 from webui.running import DrainingServer, listen
 from webui.server import STATIC, Access, create_app
@@ -39,7 +40,10 @@ def samples(client: httpx.Client) -> dict[tuple[str, ...], float]:
 
 def test_health_and_metrics_tell_what_goes_on(tmp_path: Path) -> None:
     installation = Installation(tmp_path, pace=Pace(load_s=0.05, prepare_s=0.02, fps=50))
-    with serve(installation) as address, httpx.Client(base_url=address, timeout=30) as client:
+    with (
+        serve(installation) as address,
+        httpx.Client(base_url=address, timeout=PATIENCE_S) as client,
+    ):
         jobs = [submit(client).json() for _ in range(3)]
         wait_until(lambda: client.get(f"/api/jobs/{jobs[0]['id']}").json()["frames"], "frames")
         watching = threading.Thread(target=lambda: httpx.get(address + jobs[0]["live_url"]))
@@ -57,7 +61,7 @@ def test_health_and_metrics_tell_what_goes_on(tmp_path: Path) -> None:
         client.post(f"/api/jobs/{jobs[2]['id']}/cancel")
         for job in jobs[:2]:
             wait_for_state(client, job["id"], "done")
-        watching.join(10)
+        watching.join(PATIENCE_S)
         now = samples(client)
         assert now["liveavatar_jobs", "done"] == 2
         assert now["liveavatar_jobs", "cancelled"] == 1
@@ -99,7 +103,10 @@ def test_a_server_without_a_group_says_so(tmp_path: Path) -> None:
 
 def test_old_jobs_are_removed_with_their_files(tmp_path: Path) -> None:
     installation = Installation(tmp_path)
-    with serve(installation) as address, httpx.Client(base_url=address, timeout=30) as client:
+    with (
+        serve(installation) as address,
+        httpx.Client(base_url=address, timeout=PATIENCE_S) as client,
+    ):
         job = submit(client).json()
         wait_for_state(client, job["id"], "done")
         assert installation.service.remove_old_jobs() == 0
@@ -188,11 +195,13 @@ def test_a_signal_lets_the_running_job_end_a_second_one_does_not(
     supervisor.start()
     thread.start()
     wait_until(lambda: server.started, "it listens")
-    with httpx.Client(base_url=address, timeout=30) as client:
+    with httpx.Client(base_url=address, timeout=PATIENCE_S) as client:
         job = submit(client).json()
         wait_until(lambda: client.get(f"/api/jobs/{job['id']}").json()["frames"], "frames")
         viewers = ThreadPoolExecutor(1)
-        seen = viewers.submit(lambda: httpx.get(address + job["live_url"], timeout=30).content)
+        seen = viewers.submit(
+            lambda: httpx.get(address + job["live_url"], timeout=PATIENCE_S).content
+        )
         stuck = socket.create_connection(listener.getsockname())  # asks and never reads
         stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         stuck.sendall(f"GET {job['live_url']} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
@@ -203,7 +212,7 @@ def test_a_signal_lets_the_running_job_end_a_second_one_does_not(
             server.handle_exit(signal.SIGTERM, None)
         else:  # everything is still served
             wait_until(lambda: client.get("/healthz").json()["group"] == "draining", "draining")
-    thread.join(20)
+    thread.join(PATIENCE_S)
     assert not thread.is_alive()
     stuck.close()
     (tmp_path / "seen.mp4").write_bytes(seen.result(10))

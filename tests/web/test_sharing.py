@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.patience import PATIENCE_S
 from tests.web.live_server import PROMPT, SETTINGS, Installation, serve, submit, wait_for_state
 from webui.settings import Features
 
@@ -17,7 +18,7 @@ from webui.settings import Features
 def test_who_has_the_link_watches_and_downloads(client: httpx.Client) -> None:
     job = submit(client, title="<b>Hello</b> & more").json()
     done = wait_for_state(client, job["id"], "done")
-    with httpx.Client(base_url=client.base_url, timeout=30) as friend:
+    with httpx.Client(base_url=client.base_url, timeout=PATIENCE_S) as friend:
         shared = friend.get(f"{job['share_url']}/job").json()
         assert (shared["state"], shared["frames"]) == ("done", 48)
         assert friend.get(shared["live_url"]).content == client.get(job["live_url"]).content
@@ -37,7 +38,7 @@ def test_who_has_the_link_watches_and_downloads(client: httpx.Client) -> None:
 def test_the_link_gives_nothing_private_and_no_power(client: httpx.Client) -> None:
     job = submit(client).json()
     wait_for_state(client, job["id"], "done")
-    with httpx.Client(base_url=client.base_url, timeout=30) as friend:
+    with httpx.Client(base_url=client.base_url, timeout=PATIENCE_S) as friend:
         for text in (friend.get(job["share_url"]).text, friend.get(f"{job['share_url']}/job").text):
             assert job["id"] not in text
             assert PROMPT not in text.replace(job["title"], "")
@@ -58,7 +59,10 @@ def test_the_link_gives_nothing_private_and_no_power(client: httpx.Client) -> No
 def test_the_operator_can_forbid_downloads_and_sharing(tmp_path: Path, share: bool) -> None:
     settings = replace(SETTINGS, features=Features(share=share, download=False))
     installation = Installation(tmp_path, settings=settings)
-    with serve(installation) as address, httpx.Client(base_url=address, timeout=30) as client:
+    with (
+        serve(installation) as address,
+        httpx.Client(base_url=address, timeout=PATIENCE_S) as client,
+    ):
         job = submit(client).json()
         wait_for_state(client, job["id"], "done")
         stored = installation.store.get(job["id"])

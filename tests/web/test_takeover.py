@@ -19,6 +19,7 @@ from liveavatar.jobs.job import Job, JobState
 from liveavatar.jobs.store import JobStore
 from liveavatar.jobs.tables import JOBS
 from liveavatar.media.live_file import complete_length, measure_live_file
+from tests.patience import PATIENCE_S
 from tests.unit.mp4_material import decode_video
 from tests.web.live_server import SUPERVISOR, Installation, wait_until
 from tests.web.test_supervisor import submit
@@ -84,7 +85,7 @@ def test_who_lost_a_job_writes_into_a_file_that_nobody_sees(tmp_path: Path, at_f
             assert (done.state, done.attempt, done.frames) == (JobState.DONE, 2, 129)
             assert measure_live_file(folder.live).num_frames == 129
             assert len(decode_video(folder.video)) == 129
-            viewer.join(20)
+            viewer.join(PATIENCE_S)
             assert b"".join(seen) == folder.live.read_bytes()
         finally:
             loser.stop()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from liveavatar.errors import ConfigError
+from tests.web.live_server import wait_until
 from webui.tunnel import host_of, public_link
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Gradio uses what is deprecated
@@ -57,9 +57,7 @@ def test_the_link_is_there_and_ends_with_the_block(program: Path) -> None:
         assert "--server_addr frps.example:7000" in asked
         pid = int((program.parent / "pid").read_text())
         assert is_running(pid)
-    deadline = time.monotonic() + 5
-    while is_running(pid):
-        assert time.monotonic() < deadline
+    wait_until(lambda: not is_running(pid), "the program has ended")
 
 
 def test_an_error_in_the_block_ends_the_tunnel_too(program: Path) -> None:

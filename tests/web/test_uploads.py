@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.patience import PATIENCE_S
 from tests.unit.sound_material import pcm, tone
 from tests.web.live_server import (
     PORTRAIT,
@@ -55,7 +56,7 @@ def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
 
 @pytest.fixture
 def client(strict: Installation) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=strict.address, timeout=30) as client:
+    with httpx.Client(base_url=strict.address, timeout=PATIENCE_S) as client:
         yield client
 
 
@@ -151,7 +152,7 @@ def test_what_is_no_form_is_refused(
 
 def test_a_body_larger_than_all_limits_is_refused_unread(client: httpx.Client) -> None:
     host, port = client.base_url.host, client.base_url.port
-    with socket.create_connection((host, port), timeout=20) as connection:
+    with socket.create_connection((host, port), timeout=PATIENCE_S) as connection:
         head = f"POST /api/jobs HTTP/1.1\r\nHost: {host}\r\nContent-Length: "
         connection.sendall(f"{head}{LIMITS.body_bytes + 1}\r\n\r\n".encode())
         answer = connection.recv(65536)  # it comes although no byte of the body was sent
@@ -185,12 +186,12 @@ def test_limits_of_the_queue_hold_for_one_and_for_all(tmp_path: Path) -> None:
     installation = Installation(tmp_path, settings=settings)
     installation.supervisor.drain()  # nothing is claimed, so that all wait
     with serve(installation) as address:
-        with httpx.Client(base_url=address, timeout=30) as ann:
+        with httpx.Client(base_url=address, timeout=PATIENCE_S) as ann:
             assert [submit(ann).status_code for _ in range(3)] == [202, 202, 429]
             refused = submit(ann)
             assert refused.headers["retry-after"] == "30"
             assert "you have 2 videos" in refused.json()["error"]["message"]
-        with httpx.Client(base_url=address, timeout=30) as bob:
+        with httpx.Client(base_url=address, timeout=PATIENCE_S) as bob:
             assert [submit(bob).status_code for _ in range(2)] == [202, 429]
             assert "the queue is full" in submit(bob).json()["error"]["message"]
     assert len(list((tmp_path / "jobs").iterdir())) == 3
@@ -226,15 +227,15 @@ def test_many_senders_at_once_are_all_served(tmp_path: Path) -> None:
     with serve(installation) as address:
 
         def send() -> None:
-            with httpx.Client(base_url=address, timeout=60) as one:
+            with httpx.Client(base_url=address, timeout=PATIENCE_S) as one:
                 answers.append(submit(one, prompt=PROMPT))
 
         threads = [threading.Thread(target=send) for _ in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(60)
-        with httpx.Client(base_url=address, timeout=30) as client:
+            thread.join(PATIENCE_S)
+        with httpx.Client(base_url=address, timeout=PATIENCE_S) as client:
             assert [answer.status_code for answer in answers] == [202] * 8
             for answer in answers:
                 wait_for_state(client, answer.json()["id"], "done")
