@@ -257,28 +257,53 @@ class DecoderTrunk(nn.Module):
                 channels //= 2
         self.head = Head(plan, channels, 3)
         self.history_specs = tuple(plan.specs)
-        num_full_size = config.num_res_blocks + 2
-        self.num_smaller = len(self.layers) - num_full_size
-        convolutions = (m for layer in self.layers[-num_full_size:] for m in layer.modules())
-        self.reach = sum(m.num_past for m in convolutions if isinstance(m, CausalConv3d))
+        doubling = [
+            index
+            for index, layer in enumerate(self.layers)
+            if isinstance(layer, Upsample) and layer.time_conv is not None
+        ]
+        self.reaches = {
+            index: sum(map(_num_past, self.layers[index:]))
+            for index in range(doubling[-1] + 1 if doubling else 0, len(self.layers))
+        }
 
     @property
     def layers(self) -> Sequence[nn.Module]:
-        """The layers in the order they are applied; behind `num_smaller` of them all is full size.
+        """The layers in the order they are applied.
 
-        Those at full size see `reach` frames back, the present ones included.
+        Behind the last one that doubles the frame rate, what layer i and those behind it remember
+        of a stream comes from its last `reaches[i]` frames.
         """
         return (self.conv1, *self.middle, *self.upsamples, self.head)
 
-    def forward(self, latent_TCHW: Tensor, history: History, *, only_smaller: bool) -> Tensor:
+    def forward(
+        self, latent_TCHW: Tensor, history: History, num_unseen: int | None = None
+    ) -> Tensor:
         """Map F latent frames to (4F - 3 first, then 4F, 3, 8H, 8W).
 
-        With `only_smaller`, to what the layers at full size would get; they remember nothing of it.
+        Args:
+            latent_TCHW: of the stream's next frames.
+            history: of the stream.
+            num_unseen: for frames that nobody sees, the number of those that follow and are not
+                seen either: what is forgotten again is not computed, and the result is good for
+                nothing.
         """
-        for layer in self.layers[: self.num_smaller if only_smaller else None]:
+        for index, layer in enumerate(self.layers):
+            if num_unseen is not None and index in self.reaches:
+                # The first frames that a layer is given are made of a wrong past. As many are
+                # given that no layer behind it keeps anything of that.
+                num_needed = max(0, self.reaches[index] - num_unseen)
+                latent_TCHW = latent_TCHW[max(0, latent_TCHW.shape[0] - num_needed) :]
+                if not num_needed:
+                    break
             latent_TCHW = layer(latent_TCHW, history)
         history.started = True
         return latent_TCHW
+
+
+def _num_past(layer: nn.Module) -> int:
+    """Frames that the causal convolutions of a layer look back, one behind the other."""
+    return sum(part.num_past for part in layer.modules() if isinstance(part, CausalConv3d))
 
 
 class Encoder(nn.Module):
@@ -311,11 +336,13 @@ class Decoder(nn.Module):
         self.conv2 = nn.Conv3d(config.z_dim, config.z_dim, 1)
 
     def forward(
-        self, latent_FCHW: Tensor, history: History, *, only_smaller: bool = False
+        self, latent_FCHW: Tensor, history: History, num_unseen: int | None = None
     ) -> Tensor:
-        """Decode the next latents of a stream, in the autoencoder's own scale, to RGB frames."""
-        latent_FCHW = convolve(latent_FCHW, self.conv2)
-        return self.decoder(latent_FCHW, history, only_smaller=only_smaller)
+        """Decode the next latents of a stream, in the autoencoder's own scale, to RGB frames.
+
+        `num_unseen` as for `DecoderTrunk`.
+        """
+        return self.decoder(convolve(latent_FCHW, self.conv2), history, num_unseen)
 
 
 def latent_scale(config: VAEConfig, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -407,9 +434,7 @@ def encode_still(encoder: Encoder, image_CHW: Tensor, num_frames: int) -> Tensor
     frames_TCHW = _like_parameters(image_CHW[None], encoder)
     num_settling = 0  # frames before the one that repeats for ever
     for layer in encoder.encoder.layers:
-        num_settling += sum(
-            conv.num_past for conv in layer.modules() if isinstance(conv, CausalConv3d)
-        )
+        num_settling += _num_past(layer)
         halves_time = isinstance(layer, Downsample) and layer.time_conv is not None
         if halves_time:  # an output depends on three frames, and their number must be odd
             num_settling = 2 * math.ceil(num_settling / 2) + 2

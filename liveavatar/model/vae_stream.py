@@ -142,15 +142,15 @@ def decode_step(decoder: Decoder, latent_CFHW: Tensor, state: DecoderState) -> T
         StreamClosedError: `state` was closed.
         ConfigError: the latents do not fit the state.
     """
-    return _advance(decoder, latent_CFHW, state, only_smaller=False).transpose(0, 1)
+    return _advance(decoder, latent_CFHW, state).transpose(0, 1)
 
 
 @torch.no_grad()
 def pass_over(decoder: Decoder, latent_CFHW: Tensor, state: DecoderState) -> None:
     """Advance a stream by latents whose frames nobody sees; it goes on as after `decode_step`.
 
-    The layers at full size do most of the work and see few frames back: what lies before those is
-    left out.
+    The layers behind the last doubling of the frame rate do most of the work and remember little:
+    frames that leave no trace in them are left out there.
 
     Args:
         decoder: causal VAE decoder.
@@ -161,20 +161,15 @@ def pass_over(decoder: Decoder, latent_CFHW: Tensor, state: DecoderState) -> Non
         StreamClosedError: `state` was closed.
         ConfigError: the latents do not fit the state.
     """
-    stride = decoder.config.temporal_stride
-    num_missing = 0 if state.open_history().started else stride - 1  # of the first latent's frames
-    num_latents = latent_CFHW.shape[1]
-    num_frames = num_latents * stride - num_missing
-    far = max(0, num_frames - decoder.decoder.reach + num_missing) // stride
-    parts = ((latent_CFHW[:, :far], True), (latent_CFHW[:, far:], False))
-    for part_CFHW, is_far in parts:
-        for start in range(0, part_CFHW.shape[1], _CLIP_STEP_FRAMES):
-            step_CFHW = part_CFHW[:, start : start + _CLIP_STEP_FRAMES]
-            _advance(decoder, step_CFHW, state, only_smaller=is_far)
+    num_latents, stride = latent_CFHW.shape[1], decoder.config.temporal_stride
+    for start in range(0, num_latents, _CLIP_STEP_FRAMES):
+        step_CFHW = latent_CFHW[:, start : start + _CLIP_STEP_FRAMES]
+        num_following = max(0, num_latents - start - _CLIP_STEP_FRAMES)
+        _advance(decoder, step_CFHW, state, num_unseen=num_following * stride)
 
 
 def _advance(
-    decoder: Decoder, latent_CFHW: Tensor, state: DecoderState, *, only_smaller: bool
+    decoder: Decoder, latent_CFHW: Tensor, state: DecoderState, num_unseen: int | None = None
 ) -> Tensor:
     history = state.open_history()
     channels, height, width = state.latent_shape
@@ -194,7 +189,7 @@ def _advance(
         frames_TCHW: Tensor = decoder(
             latent_FCHW.to(weight.dtype).contiguous(memory_format=torch.channels_last),
             history,
-            only_smaller=only_smaller,
+            num_unseen,
         )
     except BaseException:
         state.close()

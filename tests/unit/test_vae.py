@@ -139,15 +139,23 @@ def test_a_stream_goes_on_behind_latents_that_were_passed_over(
     torch.testing.assert_close(actual, expected, atol=ROUNDING, rtol=0)
 
 
-def test_passing_over_leaves_out_what_is_far_at_full_size(decoder, latent_CFHW):
-    computed = []
-    head = decoder.decoder.head
-    hook = head.register_forward_hook(
-        lambda _module, inputs, _result: computed.append(len(inputs[0]))
-    )
+def test_passing_over_leaves_out_what_is_forgotten_again(decoder, latent_CFHW):
+    computed: dict[int, int] = {}
+
+    def note(index):
+        return lambda _module, inputs, _result: computed.update(
+            {index: computed.get(index, 0) + len(inputs[0])}
+        )
+
+    layers = decoder.decoder.layers
+    hooks = [layer.register_forward_hook(note(index)) for index, layer in enumerate(layers)]
     pass_over(decoder, latent_CFHW, new_decoder_state(decoder, HEIGHT, WIDTH))
-    hook.remove()
-    assert sum(computed) == 12, "of 25 frames; five convolutions see ten back"
+    for hook in hooks:
+        hook.remove()
+    # Of 25 frames; a block of two convolutions looks four back, the head two. From the end: head,
+    # two blocks at full size, enlarging, two blocks at half of it.
+    assert list(computed.values())[-6:] == [18, 14, 10, 10, 6, 2]
+    assert computed[0] == 7
 
 
 def test_two_interleaved_streams_do_not_disturb_each_other(decoder, latent_CFHW):
