@@ -54,6 +54,7 @@ def run(options: argparse.Namespace) -> None:
         offered = ServedModel(model.name, model.is_demo, model.is_random, plan)
         reader = MediaReader()
         stack.callback(reader.close)
+        reader.get_ready()
         service = Service(store, spool, settings, offered, reader)
         app = create_app(service, mount_page, access)
         listener = stack.enter_context(listen(options.host, options.port))

@@ -13,10 +13,10 @@ from liveavatar.errors import LiveAvatarError, MediaError, UnknownJobError
 from liveavatar.jobs.job import Job, JobSpec
 from liveavatar.jobs.spool import JobFolder, Spool
 from liveavatar.jobs.store import JobStore
-from liveavatar.media.ingest import ingest
 from liveavatar.media.live_file import complete_length
-from liveavatar.media.portrait import crop_to_size
+from liveavatar.media.portrait import crop_to_size, load_portrait
 from liveavatar.media.remux import remux_to_progressive
+from liveavatar.media.speech import load_speech
 from liveavatar.media.spoken_video import frames_to_go_on_from
 from liveavatar.media.thumbnail import write_thumbnail
 from liveavatar.timeline import make_timeline
@@ -76,23 +76,18 @@ def prepare_render_job(
     elif not resumes:
         folder.clear_results()
     folder.resume.mkdir(exist_ok=True)
+    portrait = load_portrait(folder.file(spec.portrait_name))
     speech_path = folder.file(spec.speech_name)
-    inputs = ingest(
-        folder.file(spec.portrait_name),
-        speech_path,
-        spec.prompt,
-        num_clip=spec.sampling.num_clip,
-        infer_frames=spec.sampling.infer_frames,
-    )
+    speech = load_speech(speech_path)
     # A smaller tier may have longer clips; the video stays as long as it was going to be.
-    num_samples = min(len(inputs.speech.samples), spec.total_frames * SPEECH_RATE_HZ // FPS)
+    num_samples = min(len(speech.samples), spec.total_frames * SPEECH_RATE_HZ // FPS)
     return RenderJob(
         number=number,
-        portrait_HWC=crop_to_size(inputs.portrait.rgb, (spec.height, spec.width)),
-        speech_N=inputs.speech.samples,
+        portrait_HWC=crop_to_size(portrait.rgb, (spec.height, spec.width)),
+        speech_N=speech.samples,
         soundtrack=speech_path,
-        mix=inputs.speech.mix,
-        prompt=inputs.prompt,
+        mix=speech.mix,
+        prompt=spec.prompt,
         timeline=make_timeline(spec.sampling, num_samples),
         sampling=spec.sampling,
         live_path=live_path,

@@ -48,6 +48,8 @@ from liveavatar.single_device import VideoDecoder
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.05
+_IDLE_POLL_S = 0.01
+"""While no job is open: no latents come, and the next prepared job is not to wait."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ class MediaRank:
                 more = self._open_next(jobs)
             self._pass_on_cancels(jobs)
             with self._activity.waiting():
-                packet = self._links.latents.poll(_POLL_S)
+                packet = self._links.latents.poll(_POLL_S if self._open else _IDLE_POLL_S)
             if packet is not None:
                 self._take(packet)
             self._forget_the_closed(jobs)

@@ -53,6 +53,8 @@ from liveavatar.jobs.store import JobStore
 logger = logging.getLogger(__name__)
 
 _EVENT_WAIT_S = 0.05
+_FILES_WAIT_S = 0.01
+"""While files are being read or finished in another thread."""
 _STOP_S = 10.0
 
 
@@ -174,7 +176,8 @@ class Supervisor:
     def _serve(self, group: Group) -> None:
         deadline = time.monotonic() + self._settings.start_timeout_s
         while not self._stopping.is_set():
-            event = group.next_event(_EVENT_WAIT_S)
+            at_files = any(running.work is not None for running in self._jobs)
+            event = group.next_event(_FILES_WAIT_S if at_files else _EVENT_WAIT_S)
             if event is not None:
                 self._take(event)
             if group.is_ready:

@@ -15,11 +15,23 @@ import threading
 import warnings
 import zlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageCms, ImageOps
+from PIL import (  # noqa: F401  the plugins are the decoders of `_FORMATS`; pillow has 40 more
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageCms,
+    ImageOps,
+    JpegImagePlugin,
+    MpoImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 
 from liveavatar.errors import MediaError
 from liveavatar.media.notes import Note
@@ -86,11 +98,22 @@ class Portrait:
 
     Attributes:
         rgb: sRGB, uint8, (height, width, 3), upright.
-        notes: findings, for the user.
+        animated: whether the file has more frames than this one.
+        filled_share: share of the pixels that were transparent, 0 to 1.
     """
 
     rgb: UInt8Array
-    notes: tuple[Note, ...]
+    animated: bool
+    filled_share: float
+
+    @cached_property
+    def notes(self) -> tuple[Note, ...]:
+        """Findings, for the user; looked for when somebody asks, which takes longer than reading.
+
+        Their codes are "jpeg_artefacts", "no_face", "small_portrait", "transparent", "animated".
+        """
+        found = portrait_notes(self.rgb, animated=self.animated, filled_share=self.filled_share)
+        return tuple(found)
 
 
 def load_portrait(path: str | os.PathLike[str], limits: PortraitLimits | None = None) -> Portrait:
@@ -104,10 +127,6 @@ def load_portrait(path: str | os.PathLike[str], limits: PortraitLimits | None = 
         path: the file.
         limits: sizes accepted; the defaults of `PortraitLimits` when None.
 
-    Returns:
-        The picture and notes with the codes "jpeg_artefacts", "no_face", "small_portrait",
-        "transparent" and "animated".
-
     Raises:
         MediaError: the file cannot be read, is no such picture, is damaged, or is over a limit.
     """
@@ -116,7 +135,6 @@ def load_portrait(path: str | os.PathLike[str], limits: PortraitLimits | None = 
         data = file.read(limits.max_bytes + 1)
     shown = f"portrait '{shown_name(path)}'"
     _require_picture(data, shown)
-    Image.init()  # registers the decoders that `formats` names; does nothing the second time
     with _WARNINGS_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -132,7 +150,7 @@ def load_portrait(path: str | os.PathLike[str], limits: PortraitLimits | None = 
                 f"{shown} is cut off, damaged or of a rare variant and cannot be read; "
                 "export it again as PNG"
             ) from None
-    return Portrait(rgb, tuple(portrait_notes(rgb, animated=animated, filled_share=filled_share)))
+    return Portrait(rgb, animated, filled_share)
 
 
 def _require_picture(data: bytes, shown: str) -> None:

@@ -87,6 +87,10 @@ class MediaReader:
         self._idle: list[_Child] = []
         self._lock = threading.Lock()
 
+    def get_ready(self) -> None:
+        """Start a process, so that the first file does not wait for one; returns at once."""
+        threading.Thread(target=self._wake, name="media reader", daemon=True).start()
+
     def portrait(self, path: Path, limits: PortraitLimits) -> PortraitFacts:
         """As `load_portrait`, without the picture; MediaError also when it takes too much."""
         facts = self._ask("portrait", path, asdict(limits))
@@ -104,6 +108,10 @@ class MediaReader:
             idle, self._idle = self._idle, []
         for child in idle:
             child.end()
+
+    def _wake(self) -> None:
+        with self._child() as child:
+            child.ask({"field": "nothing"}, self._base_s)
 
     def _ask(self, field: Field, path: Path, limits: dict[str, Any]) -> dict[str, Any]:
         question = {"field": field, "path": str(path.resolve()), "limits": limits}

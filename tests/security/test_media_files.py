@@ -152,6 +152,17 @@ def test_a_reader_that_dies_is_replaced(reader: MediaReader) -> None:
     assert reader.portrait(PORTRAIT, PortraitLimits()) == facts
 
 
+def test_a_reader_that_is_ready_starts_no_process_for_its_first_file() -> None:
+    before = children()
+    early = MediaReader()
+    early.get_ready()
+    wait_until(lambda: len(early._idle) == 1, "a process waits", timeout_s=60)
+    (waiting,) = children() - before
+    early.portrait(PORTRAIT, PortraitLimits())
+    assert children() - before == {waiting}
+    early.close()
+
+
 def test_readers_work_side_by_side_and_only_few_stay(reader: MediaReader) -> None:
     read: list[int] = []
     threads = [

@@ -10,7 +10,7 @@ import pytest
 
 from liveavatar.config import SamplingConfig, visible_gpus
 from liveavatar.engine.fake import FakeGroup
-from liveavatar.engine.layout import Video, group_spec, largest_plan
+from liveavatar.engine.layout import Video, choose_layout, group_spec, largest_plan
 from liveavatar.engine.machine import detect_machine, narrowed
 from liveavatar.engine.messages import Transport
 from liveavatar.engine.served_model import Served, _plan
@@ -21,6 +21,7 @@ from liveavatar.plan.shapes import Network
 from liveavatar.plan.tiers import TIERS
 from liveavatar.plan.transport_memory import transport_bytes
 
+DEMO = Path(__file__).resolve().parents[2] / "ckpt/demo"
 CARD = int(22.15 * GIB)
 BALANCED = Video((640, 384), SamplingConfig(num_clip=50))
 SMALL = Video((256, 384), SamplingConfig(num_clip=10))
@@ -52,6 +53,16 @@ def test_a_second_job_waits_where_its_caches_would_not_fit() -> None:
 
 def test_the_largest_video_that_fits_sets_the_layout() -> None:
     assert largest_plan(Network(), [SMALL, BALANCED], Machine(4, CARD)).size_hw == (640, 384)
+
+
+@pytest.mark.parametrize(
+    ("machine", "size_hw"), [(Machine(0, CARD), (64, 128)), (Machine(2, CARD), (192, 192))]
+)
+def test_a_cpu_warms_up_with_the_quickest_video_and_cards_with_the_largest(
+    machine: Machine, size_hw: tuple[int, int]
+) -> None:
+    videos = [Video(size_hw, SamplingConfig()) for size_hw in ((128, 128), (64, 128), (192, 192))]
+    assert choose_layout(DEMO, None, videos, machine).warm_up_hw == size_hw
 
 
 def test_a_machine_takes_the_tiers_that_fit_it() -> None:

@@ -297,3 +297,12 @@ def test_a_large_portrait_takes_little_more_memory_than_its_pixels(tmp_path: Pat
     # 17 MB of pixels as pillow and as numpy hold them, and some copies of the middle 2048x2048 in
     # float32, which do not grow with the picture.
     assert grown_mib < 240
+
+
+def test_a_portrait_is_searched_for_findings_when_somebody_asks(tmp_path: Path) -> None:
+    path = tmp_path / "small.png"
+    Image.new("RGB", (80, 80)).save(path)
+    portrait = load_portrait(path)
+    assert "notes" not in vars(portrait)
+    assert "small_portrait" in {note.code for note in portrait.notes}
+    assert portrait.notes is portrait.notes
