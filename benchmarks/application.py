@@ -85,9 +85,9 @@ class Application:
     def submit(self, **changed: Any) -> str:
         """Queue the example; returns the job's id. Refusals raise httpx.HTTPStatusError."""
         texts = {"prompt": PROMPT, "tier": "fast", "num_clip": "1"} | changed
-        speech = texts.pop("speech", SPEECH)
+        portrait, speech = texts.pop("portrait", PORTRAIT), texts.pop("speech", SPEECH)
         files = {
-            "portrait": (PORTRAIT.name, PORTRAIT.read_bytes()),
+            "portrait": (portrait.name, portrait.read_bytes()),
             "speech": (speech.name, speech.read_bytes()),
         }
         answer = self.client.post("/api/jobs", data=texts, files=files)

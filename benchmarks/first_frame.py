@@ -2,11 +2,14 @@
 
     python -m benchmarks.first_frame --out DIR [--random tiny|14b | --ckpt_dir DIR] [--size 128*128]
         [--devices cuda:0,cuda:1,cuda:1] [--repeats 3] [--json]
+    python -m benchmarks.first_frame --out DIR --application [--ckpt_dir DIR] [--tier fast]
 
 A resident worker group gets one job after another, each when the last has ended, which it does at
 its first frame: the job is cancelled then. Each has a portrait, a prompt and speech of its own;
 then the last one comes again as often, whose inputs the group remembers. How the group came to be
-ready is told too. Exit status 1 when the group failed.
+ready is told too. With --application all of it is measured through the web application, see
+`application_frame.py`, with the demo model where --ckpt_dir names no other. Exit status 1 when the
+group failed.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import application_frame
 from benchmarks.environment import describe_environment
 from benchmarks.group_run import (
     Setup,
@@ -33,6 +37,7 @@ from benchmarks.group_run import (
     start_of,
 )
 from benchmarks.pipeline import JobTime, times_of_job
+from liveavatar.engine.served_model import DEMO
 from liveavatar.errors import LiveAvatarError
 
 PARTS = ("encode_inputs_s", "first_block_s", "decode_and_write_s", "first_frame_s")
@@ -94,15 +99,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_arguments(parser)
     parser.add_argument("--size", default="128*128", metavar="W*H", help="of the video, pixels")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--application", action="store_true", help="through the web application")
+    parser.add_argument("--tier", default="fast", help="with --application")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
+    say = application_frame.text if options.application else text
     try:
-        report = measure(read_setup(options, options.size), options.repeats)
+        if options.application:
+            options.out.mkdir(parents=True, exist_ok=True)
+            model = str(options.ckpt_dir or DEMO)
+            report = application_frame.measure(model, options.tier, options.repeats)
+        else:
+            report = measure(read_setup(options, options.size), options.repeats)
     except LiveAvatarError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     (options.out / "first_frame.json").write_text(json.dumps(report, indent=2) + "\n")
-    sys.stdout.write((json.dumps(report) if options.json else text(report)) + "\n")
+    sys.stdout.write((json.dumps(report) if options.json else say(report)) + "\n")
     return int("failure" in report)
 
 

@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from liveavatar.engine.beginning import Beginning
 from liveavatar.jobs.job import Claim, Job, JobSpec
 from liveavatar.jobs.store import JobStore
 
@@ -83,14 +84,18 @@ class RunningJob:
         self.phase, self.finish_at = "rendered", now + _FINISH_AGAIN_S
         return True
 
-    def note_progress(self, frames: int, stage: str) -> None:
-        """Take what the group reports."""
+    def __post_init__(self) -> None:
+        self.beginning = Beginning(self.claimed_at)
+
+    def note_progress(self, frames: int, stage: str) -> str:
+        """Take what the group reports; returns what there is to say of it, see `Beginning`."""
         now = time.monotonic()
         if frames and self.first_frame_s is None:
             self.first_frame_s = now - self.claimed_at
         if frames:
             self.speed.note(frames, now)
         self.frames, self.stage, self.changed = max(frames, self.frames), stage, True
+        return self.beginning.note_progress(frames, stage, now)
 
     @property
     def left_s(self) -> float:

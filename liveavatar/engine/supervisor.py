@@ -253,7 +253,8 @@ class Supervisor:
         if isinstance(event, Progress):
             if event.frames and not running.frames:
                 self._worker.submit(self._files.show_first_frames, running.job)
-            running.note_progress(event.frames, event.stage)
+            if told := running.note_progress(event.frames, event.stage):
+                logger.info("job %s: %s", running.job.id, told)
         elif isinstance(event, Refused):
             self._jobs.fail(running, event.reason)
         elif isinstance(event, Finished):
@@ -312,6 +313,7 @@ class Supervisor:
         else:
             self._ledger.do(partial(self._store.begin_take, running.claim))
         running.phase = "in group"
+        running.beginning.note_handed_over(time.monotonic())
         group.submit(job)
 
     def _keep_house(self, group: Group) -> None:
