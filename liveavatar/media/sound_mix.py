@@ -101,7 +101,9 @@ def survey_sound(source: SoundFile) -> Survey:
                 survey.peaks = np.zeros(reader.channels)
             _add(survey, batch)
         if reader.declared_s is not None:
-            survey.declared_s = reader.declared_s * riff_missing_factor(source.file)
+            # Of a WAV that was cut off, the container may state either the whole or what is left.
+            whole_s = survey.duration_s * riff_missing_factor(source.file)
+            survey.declared_s = max(reader.declared_s, whole_s)
         survey.num_bad_packets = reader.num_bad_packets
     _require_whole(survey, source)
     return survey

@@ -83,5 +83,6 @@ export const chineseErrors = [
   ],
   ["the server is being stopped; submit again when it is back", "服务器正在停止；请在恢复后重新提交"],
   ["the server's disk is nearly full; no videos are taken now", "服务器磁盘将满，暂不接受新视频"],
+  ["out of GPU memory; use a smaller size or more ranks", "显存不足；请选择更小的画质"],
   ["the server is busy reading other uploads; try again", "服务器正忙于读取其他上传；请稍后再试"],
 ];

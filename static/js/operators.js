@@ -96,7 +96,9 @@ function percent(share) {
 }
 
 function layersOf({ role, layers }) {
-  return layers ? `${role} (${layers.join("–")})` : role;
+  if (!layers) return role;
+  const [first, last] = layers;
+  return `${role} (${first === last ? first : `${first}–${last}`})`;
 }
 
 function memoryBar({ memory_bytes: used, memory_limit_bytes: limit }) {

@@ -13,9 +13,14 @@ for (const button of document.querySelectorAll("[data-language]")) {
 const start = document.getElementById("la-shared-job");
 const job = JSON.parse(start.textContent);
 const stage = new Stage();
-stage.setBackdrop(job.thumbnail_url ?? "");
-stage.show(job, null, true);
-const follower = new Follower(`s/${start.dataset.token}/job`);
-follower.addEventListener("news", (event) => stage.show(event.detail, null, true));
-follower.addEventListener("lost", () => stage.showLost());
-follower.addEventListener("gone", () => stage.showGone());
+if (job) follow();
+else stage.showGone();
+
+function follow() {
+  stage.setBackdrop(job.thumbnail_url ?? "");
+  stage.show(job, null, true);
+  const follower = new Follower(`s/${start.dataset.token}/job`);
+  follower.addEventListener("news", (event) => stage.show(event.detail, null, true));
+  follower.addEventListener("lost", () => stage.showLost());
+  follower.addEventListener("gone", () => stage.showGone());
+}

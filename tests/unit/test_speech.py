@@ -190,6 +190,14 @@ def test_a_cut_recording_is_used_with_a_note_when_most_is_there(tmp_path: Path) 
     assert "of 6.0 s could be read" in message
 
 
+def test_a_cut_recording_that_states_its_length_is_not_reckoned_longer(tmp_path: Path) -> None:
+    data = sound_bytes("wav", "pcm_f32le", seconds=6.0)
+    assert b"fact" in data[:64]  # how many samples there were
+    speech = load(tmp_path, data[: len(data) * 6 // 10])
+    message = next(note.message for note in speech.notes if note.code == "truncated")
+    assert "of 6.0 s could be read" in message
+
+
 def test_damage_in_the_middle_costs_only_itself(tmp_path: Path) -> None:
     data = bytearray(sound_bytes("flac", "flac", seconds=6.0))
     data[len(data) // 2 : len(data) // 2 + 400] = bytes(400)

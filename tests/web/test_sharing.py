@@ -52,6 +52,8 @@ def test_the_link_gives_nothing_private_and_no_power(client: httpx.Client) -> No
             ("GET", f"/s/{token[:-1]}x/job"),
         ):
             assert friend.request(method, path).status_code in (404, 405), (method, path)
+        stale = friend.get(f"/s/{token[:-1]}x")  # a page, in the reader's language
+        assert (stale.status_code, ">null<" in stale.text) == (404, True), stale.text
     assert client.get(f"/api/jobs/{job['id']}").status_code == 200
 
 
