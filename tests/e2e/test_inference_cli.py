@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import av
 import pytest
 
-from liveavatar.random_checkpoint import write_adapter, write_checkpoint
+from liveavatar.random_checkpoint import write_adapter
 from tests.e2e.browser import assert_chromium_plays
 from tests.e2e.command import (
     LONG,
@@ -321,11 +321,14 @@ def test_a_damaged_checkpoint_is_refused_with_one_line_that_names_the_file(
     part: str,
     damage: Callable[[Path], None],
     cli: ModuleType,
+    tiny: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     checkpoint = tmp_path / "checkpoint"
-    write_checkpoint(checkpoint)
+    shutil.copytree(tiny, checkpoint, copy_function=os.link)
+    (checkpoint / part).unlink()
+    shutil.copyfile(tiny / part, checkpoint / part)
     damage(checkpoint / part)
     (tmp_path / "out").mkdir()
     capsys.readouterr()
