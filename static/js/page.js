@@ -31,13 +31,13 @@ class Page {
   #stage = new Stage();
   #title = new TabTitle();
   #fields = new Fields();
-  #history = new History();
+  #portraits = new Map(); // of the videos that were sent from this page, by id
+  #history = new History(this.#portraits);
   #group = new Group();
   #follower = null;
   #job = null;
   #config = null;
   #wasReady = null;
-  #portraits = new Map(); // of the videos that were sent from this page, by id
   #timer = 0;
   #inspectedAt = 0;
 
