@@ -182,11 +182,11 @@ def write_wheel(folder: Path, number: str) -> None:
         wheel.writestr(f"{information}/RECORD", "")
 
 
-def pin_tiny(checkout: Path, number: str) -> None:
+def require_tiny(checkout: Path, pin: str = "") -> None:
     lines = [
         "--no-index",
         f"--find-links {shlex.quote(str(checkout / 'wheels'))}",
-        f"tiny=={number}",
+        f"tiny{pin}",
     ]
     (checkout / "requirements.txt").write_text("\n".join(lines) + "\n")
 
@@ -199,7 +199,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "app.py").write_text("import sys, tiny\nprint(tiny.number, *sys.argv[1:], sep='|')\n")
     write_wheel(root / "wheels", "1.0")
     write_wheel(root / "wheels", "2.0")
-    pin_tiny(root, "1.0")
+    require_tiny(root, "==1.0")
     return root
 
 
@@ -220,27 +220,11 @@ def finish(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
     return process.returncode, output, errors
 
 
-def test_constraints_of_this_python_are_followed(tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
-    (tmp_path / "inference").mkdir()
-    write_wheel(tmp_path / "wheels", "1.0")
-    write_wheel(tmp_path / "wheels", "2.0")
-    where = shlex.quote(str(tmp_path / "wheels"))
-    (tmp_path / "requirements.txt").write_text(f"--no-index\n--find-links {where}\ntiny\n")
-    (tmp_path / "constraints").mkdir()
-    held = tmp_path / "constraints/python{}.{}.txt".format(*sys.version_info)
-    (tmp_path / "app.py").write_text("import tiny\nprint(tiny.number)\n")
-    for number in ("1.0", "2.0"):  # the newest is not taken, and a new constraint is noticed
-        held.write_text(f"tiny=={number}\n")
-        status, output, errors = run(tmp_path, PYTHON=sys.executable)
-        assert (status, output) == (0, f"{number}\n"), errors
-
-
 def run(checkout: Path, *arguments: str, **environment: str) -> tuple[int, str, str]:
     return finish(start(checkout, *arguments, **environment))
 
 
-def test_environment_is_made_once_and_follows_its_pins(checkout: Path) -> None:
+def test_environment_is_made_once_and_follows_its_pins_and_constraints(checkout: Path) -> None:
     # Two first starts at once: one installs, the other waits for it.
     both = [start(checkout, "two words", PYTHON=sys.executable) for _ in range(2)]
     results = [finish(process) for process in both]
@@ -254,7 +238,7 @@ def test_environment_is_made_once_and_follows_its_pins(checkout: Path) -> None:
     assert run(checkout) == (0, "1.0\n", "")
 
     # A new pin that cannot be had refuses to start, again and again, until it can.
-    pin_tiny(checkout, "2.0")
+    require_tiny(checkout, "==2.0")
     for _ in range(2):
         status, output, errors = run(checkout)
         assert (status, output) == (2, "")
@@ -262,6 +246,15 @@ def test_environment_is_made_once_and_follows_its_pins(checkout: Path) -> None:
     (checkout / "away").rename(checkout / "wheels")
     assert run(checkout)[:2] == (0, "2.0\n")
     assert run(checkout) == (0, "2.0\n", "")
+
+    # Without a pin it is what the constraints of this Python hold it at, and not the newest.
+    require_tiny(checkout)
+    (checkout / "constraints").mkdir()
+    held = checkout / "constraints/python{}.{}.txt".format(*sys.version_info)
+    for number in ("1.0", "2.0"):  # a new constraint is noticed
+        held.write_text(f"tiny=={number}\n")
+        status, output, errors = run(checkout)
+        assert (status, output) == (0, f"{number}\n"), errors
 
 
 def fake_python(folder: Path, name: str, version: tuple[int, int], *, has_venv: bool) -> None:
