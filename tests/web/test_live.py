@@ -20,6 +20,7 @@ from tests.web.live_server import Installation, serve, submit, wait_for_state, w
 
 # Three seconds of video in one and a half, so that there is time to watch.
 STEADY = Pace(load_s=0.05, prepare_s=0.02, fps=60.0)
+LEISURELY = Pace(load_s=0.05, prepare_s=0.02, fps=12.0)  # for what is broken off on its way
 CLIPS = {"num_clip": 2}
 
 
@@ -153,54 +154,61 @@ def test_what_there_is_now_comes_at_once_and_pieces_of_it_make_the_whole(
     assert got == steady.spool.job(job["id"]).live.read_bytes()
 
 
+class Viewer(threading.Thread):
+    """Somebody who watches from the beginning."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(daemon=True)
+        self.received = bytearray()
+        self._url = url
+        self.start()
+
+    def run(self) -> None:
+        with httpx.stream("GET", self._url, timeout=PATIENCE_S) as answer:
+            for chunk in answer.iter_bytes():
+                self.received += chunk
+
+    def at_the_end(self) -> bytes:
+        self.join(PATIENCE_S)
+        assert not self.is_alive()
+        return bytes(self.received)
+
+
 def test_viewers_go_on_where_they_are_when_the_worker_group_dies(tmp_path: Path) -> None:
-    installation = Installation(tmp_path, pace=STEADY)
+    installation = Installation(tmp_path, pace=LEISURELY)
     with (
         serve(installation) as address,
         httpx.Client(base_url=address, timeout=PATIENCE_S) as client,
     ):
         job = submit(client, **CLIPS).json()
         wait_until(lambda: client.get(f"/api/jobs/{job['id']}").json()["frames"] > 12, "frames")
-        got: list[bytes] = []
-        thread = threading.Thread(
-            target=lambda: got.append(
-                httpx.get(address + job["live_url"], timeout=PATIENCE_S).content
-            )
-        )
-        thread.start()
-        time.sleep(0.2)
+        viewer = Viewer(address + job["live_url"])
+        wait_until(lambda: viewer.received, "something to see")
+        installation.pace = STEADY
         installation.groups[0].die("rank 0 was killed by signal 9")
         done = wait_for_state(client, job["id"], "done")
         assert (done["attempt"], done["frames"]) == (1, 96)
-        thread.join(PATIENCE_S)
-        assert not thread.is_alive()
-        assert got[0] == client.get(job["live_url"]).content
-        (tmp_path / "whole.mp4").write_bytes(got[0])
+        seen = viewer.at_the_end()
+        assert seen == client.get(job["live_url"]).content
+        (tmp_path / "whole.mp4").write_bytes(seen)
         assert len(decode_video(tmp_path / "whole.mp4")) == 96
 
 
 def test_viewers_of_a_file_that_was_begun_anew_are_let_go(tmp_path: Path) -> None:
-    installation = Installation(tmp_path, pace=STEADY)
+    installation = Installation(tmp_path, pace=LEISURELY)
     with (
         serve(installation) as address,
         httpx.Client(base_url=address, timeout=PATIENCE_S) as client,
     ):
         job = submit(client, **CLIPS).json()
         wait_until(lambda: client.get(f"/api/jobs/{job['id']}").json()["frames"] > 12, "frames")
-        got: list[bytes] = []
-        thread = threading.Thread(
-            target=lambda: got.append(
-                httpx.get(address + job["live_url"], timeout=PATIENCE_S).content
-            )
-        )
-        thread.start()
-        time.sleep(0.2)
+        viewer = Viewer(address + job["live_url"])
+        wait_until(lambda: viewer.received, "something to see")
+        installation.pace = STEADY
         folder = installation.spool.job(job["id"])
         folder.live.unlink()  # what is lost cannot be gone on with
         installation.groups[0].die("rank 0 was killed by signal 9")
-        thread.join(PATIENCE_S)
-        assert not thread.is_alive()
-        (tmp_path / "first.mp4").write_bytes(got[0])
+        (tmp_path / "first.mp4").write_bytes(viewer.at_the_end())
         assert 12 < measure_live_file(tmp_path / "first.mp4").num_frames < 96
         done = wait_for_state(client, job["id"], "done")
         assert (done["attempt"], done["frames"]) == (2, 96)
