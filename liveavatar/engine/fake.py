@@ -63,14 +63,14 @@ class FakeGroup:
     """A `Group` that draws; made at once, ready after `pace.load_s`.
 
     Args:
-        pace: how fast it is.
+        pace: how fast it is; another value counts from the next block on.
         drawn: called with a block's number when it is drawn, before it is encoded.
     """
 
     def __init__(
         self, pace: Pace | None = None, drawn: Callable[[int], None] = lambda _block: None
     ) -> None:
-        self._pace = pace or Pace()
+        self.pace = pace or Pace()
         self._drawn = drawn
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._jobs: queue.SimpleQueue[RenderJob | None] = queue.SimpleQueue()
@@ -79,7 +79,7 @@ class FakeGroup:
         self._cause = WorkerDiedError("the worker group has ended; start another")
         self._refusal: str | None = None
         self._working_on = ""
-        self._not_ready = set(range(self._pace.num_stages + 1))
+        self._not_ready = set(range(self.pace.num_stages + 1))
         self._thread = threading.Thread(target=self._work, name="fake group", daemon=True)
         self._thread.start()
 
@@ -136,13 +136,13 @@ class FakeGroup:
 
     def _work(self) -> None:
         threading.Thread(target=self._report_status, name="fake status", daemon=True).start()
-        ranks = range(self._pace.num_stages + 1)
+        ranks = range(self.pace.num_stages + 1)
         for step, rank in itertools.product(range(1, _LOADING_STEPS + 1), ranks):
-            self._ended.wait(self._pace.load_s / _LOADING_STEPS / len(ranks))
+            self._ended.wait(self.pace.load_s / _LOADING_STEPS / len(ranks))
             done = _RANK_BYTES * step // _LOADING_STEPS
             self._events.put(Loading(rank, done, _RANK_BYTES))
         for rank in ranks:
-            self._events.put(Ready(rank, self._pace.load_s, self._pace.load_s))
+            self._events.put(Ready(rank, self.pace.load_s, self.pace.load_s))
         while not self._ended.is_set():
             try:
                 job = self._jobs.get(timeout=0.05)
@@ -163,7 +163,7 @@ class FakeGroup:
             self._events.put(Refused(job.number, reason))
             return
         self._events.put(Progress(job.number, 0, "preparing"))
-        self._ended.wait(self._pace.prepare_s)
+        self._ended.wait(self.pace.prepare_s)
         height, width = job.portrait_HWC.shape[:2]
         sound = open_soundtrack(job.soundtrack, mix=job.mix)
         cancelled = False
@@ -176,7 +176,7 @@ class FakeGroup:
                     break
                 self._working_on = f"block {block} step 0"
                 num_frames = job.timeline.frames_of_block(block)
-                due += num_frames / self._pace.fps
+                due += num_frames / self.pace.fps
                 if self._ended.wait(max(0.0, due - time.monotonic())):
                     raise _KilledError
                 frames_THWC = draw_frames(job, block * FRAMES_PER_BLOCK, num_frames)
@@ -188,7 +188,7 @@ class FakeGroup:
         self._events.put(Finished(job.number, video.num_frames, cancelled))
 
     def _report_status(self) -> None:
-        stages = self._pace.num_stages
+        stages = self.pace.num_stages
         while not self._ended.is_set() and self._thread.is_alive():
             for rank in range(stages + 1):
                 is_media = rank == stages
