@@ -75,7 +75,7 @@ def test_a_killed_peer_is_named_and_leaves_no_process_and_no_port(
 
 
 def test_a_peer_that_hangs_ends_the_group_within_its_deadline(tiny: Path, studio: Studio) -> None:
-    with running(started(replace(shared(tiny, sp=2), timeout_s=5))) as group:
+    with running(started(replace(shared(tiny, sp=2), timeout_s=10))) as group:
         ranks, job = group.pids(), studio.long_job()
         group.submit(job)
         wait_for_progress(group, job.number)

@@ -261,7 +261,7 @@ def test_a_rank_killed_while_it_starts_is_named(tiny: Path, folders: Path, victi
 def test_a_stopped_rank_is_named_and_the_group_ended(
     tiny: Path, studio: Studio, victim: int
 ) -> None:
-    hasty = replace(spec(tiny, num_stages=1), silence_s=4.0)
+    hasty = replace(spec(tiny, num_stages=1), silence_s=8.0)
     with running(started(hasty)) as group:
         ranks, job = group.pids(), studio.long_job()
         group.submit(job)
@@ -269,7 +269,7 @@ def test_a_stopped_rank_is_named_and_the_group_ended(
         os.kill(ranks[victim], signal.SIGSTOP)
         for _ in range(4):
             group.submit(studio.long_job())  # more than a pipe holds that nobody reads
-        with pytest.raises(DeadlineError, match=f"^rank {victim} has said nothing for 4 s"):
+        with pytest.raises(DeadlineError, match=f"^rank {victim} has said nothing for 8 s"):
             until_it_ends(group)
         group.kill()
         assert none_runs(ranks, within_s=0)
