@@ -88,8 +88,9 @@ def _build_form(page: gr.Blocks, handlers: PageHandlers) -> None:
     inspected = _answer("inspected")
     for tell in (*changes, *(text.blur for text in texts)):
         tell(handlers.inspect, fields, inspected, **_ONCE)
+    filled = [portrait, speech, prompt, _answer("filled")]
     for example, name in zip(examples, EXAMPLES, strict=True):
-        example.click(handlers.example(name), None, [portrait, speech, prompt], **_ONCE)
+        example.click(handlers.example(name), None, filled, **_ONCE)
     for language in LANGUAGES:  # pressed by the modules
         gr.Button(elem_id=f"la-tell-{language}", elem_classes="la-hidden").click(
             handlers.tiers(language), None, tier, **_ONCE

@@ -92,15 +92,11 @@ class PageHandlers:
         sampling = defaults.get(tier) or next(iter(defaults.values()))
         return _answer(TierName(tier=tier)), sampling.online_decode
 
-    def example(self, name: str) -> Callable[[], tuple[str, str, str]]:
-        """A handler that fills portrait, speech and prompt."""
+    def example(self, name: str) -> Callable[[], tuple[str, str, str, str]]:
+        """A handler that fills portrait, speech and prompt, and answers with the example's name."""
         chosen = EXAMPLES[name]
-        filled = (
-            str(EXAMPLE_FOLDER / chosen["portrait"]),
-            str(EXAMPLE_FOLDER / chosen["speech"]),
-            chosen["prompt"],
-        )
-        return lambda: filled
+        portrait, speech = (str(EXAMPLE_FOLDER / chosen[key]) for key in ("portrait", "speech"))
+        return lambda: (portrait, speech, chosen["prompt"], _answer(ExampleName(example=name)))
 
     def tiers(self, language: str) -> Callable[[], Any]:
         """A handler that says the tiers in a language, with what was measured lately."""
@@ -110,6 +106,12 @@ class PageHandlers:
         """Labels and values of the tiers."""
         offered = self._service.config_view()
         return tier_choices(offered.tiers, language, custom=offered.features["custom_tier"])
+
+
+class ExampleName(BaseModel):
+    """Which example the fields hold now."""
+
+    example: str
 
 
 class TierName(BaseModel):

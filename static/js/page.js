@@ -1,6 +1,7 @@
 // The page: who tells whom.
 
 import { Calls } from "./calls.js";
+import { Examples } from "./examples.js";
 import { Fields } from "./fields.js";
 import { Follower } from "./follower.js";
 import { Group } from "./group.js";
@@ -26,6 +27,7 @@ let refusedUpload = () => {};
 watchUploads((refusal) => refusedUpload(refusal));
 const calls = new Calls();
 keepPresses("#la-form, #la-buttons");
+const examples = new Examples(calls);
 
 class Page {
   #stage = new Stage();
@@ -60,6 +62,7 @@ class Page {
       this.#inspectedAt = answer.asked_at;
       this.#fields.showInspection(answer);
     });
+    whenAnswered("la-filled", ({ example }) => examples.takeFilled(example));
     whenAnswered("la-chosen", ({ tier }) => this.#fields.chooseTier(tier));
     renewKey();
     refusedUpload = (refusal) => this.#fields.showOnly(refusal);
@@ -77,6 +80,8 @@ class Page {
   /** From a click on Generate to its answer; there is one for each click, within seconds. */
   #followCalls() {
     at("la-generate").addEventListener("click", () => this.#sending(LEAVING_MS), { capture: true });
+    examples.addEventListener("held", () => this.#sending(PATIENCE_MS));
+    examples.addEventListener("failed", ({ detail }) => this.#refuse(detail.message));
     const isOurs = ({ body }) => body.includes(keyField().value);
     calls.addEventListener("left", ({ detail }) => {
       if (isOurs(detail)) this.#sending(PATIENCE_MS);
@@ -277,4 +282,4 @@ function whenBuilt(ids, act) {
 }
 
 const built = ["la-group-chip", "la-stage", "la-history", "la-generate", "la-cancel", "la-submitted"];
-whenBuilt([...built, "la-inspected", "la-chosen", "la-key", "la-fold", "la-tell-en", "la-tell-zh", "la-count", "la-cost"], () => new Page());
+whenBuilt([...built, "la-inspected", "la-filled", "la-chosen", "la-key", "la-fold", "la-tell-en", "la-tell-zh", "la-count", "la-cost"], () => new Page());

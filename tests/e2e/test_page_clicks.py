@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.e2e.page_driver import choose_example, open_app, until, wait_for_step
-from tests.web.live_server import Pace, wait_until
+from tests.web.live_server import Installation, Pace, wait_until
 
 if TYPE_CHECKING:
-    from playwright.sync_api import APIResponse, BrowserContext, Route
+    from playwright.sync_api import APIResponse, BrowserContext, Page, Route
 
 pytestmark = [
     pytest.mark.browser,
@@ -19,6 +20,7 @@ pytestmark = [
 ]
 
 PACE = Pace(load_s=0.1, prepare_s=0.1, fps=200.0)
+_EXAMPLES = Path(__file__).parents[2] / "examples"
 _CALLS = "**/run/predict*"
 _CLICK = "document.getElementById('la-generate').click()"
 _REFUSED = ".la-notes[data-field=form] .la-error"
@@ -114,6 +116,60 @@ def test_what_is_sent_twice_is_made_once(context: BrowserContext, address: str) 
     assert len(jobs()) == 1
     page.evaluate(_CLICK)  # what is sent anew is made anew
     wait_until(lambda: len(jobs()) == 2, "another one")
+
+
+def test_a_press_waits_for_the_example_that_is_on_its_way(
+    context: BrowserContext, address: str, installation: Installation
+) -> None:
+    page = open_app(context, address)
+    choose_example(page, "lin")
+    on_its_way = _hold_example(page, "ravi")
+    page.click("#la-example-maya")
+    page.click("#la-generate")
+    until(page, "document.querySelector('#la-generate[aria-busy=true]')")
+    assert context.request.get(f"{address}/api/jobs").json() == []
+    on_its_way.continue_()
+    page.wait_for_selector(_SHOWN)
+    (job,) = context.request.get(f"{address}/api/jobs").json()
+    examples = json.loads((_EXAMPLES / "examples.json").read_text(encoding="utf-8"))
+    (maya,) = [example for example in examples if example["name"] == "maya"]
+    assert job["prompt"] == maya["prompt"]
+    folder = installation.spool.job(job["id"]).path
+    for name in ("portrait", "speech"):
+        (sent,) = folder.glob(f"{name}.*")
+        assert sent.read_bytes() == (_EXAMPLES / maya[name]).read_bytes(), name
+
+
+def test_a_press_that_waits_for_an_example_that_fails_is_refused(
+    context: BrowserContext, address: str
+) -> None:
+    page = open_app(context, address)
+    choose_example(page, "lin")
+    on_its_way = _hold_example(page, "ravi")
+    page.click("#la-generate")
+    on_its_way.abort()
+    page.wait_for_selector(_REFUSED)
+    assert context.request.get(f"{address}/api/jobs").json() == []
+    page.click("#la-generate")
+    page.wait_for_selector(_SHOWN)
+
+
+def _hold_example(page: Page, name: str) -> Route:
+    """Click an example; returns its call, which does not reach the server by itself."""
+    is_button = f"({{ props }}) => props.elem_id === 'la-example-{name}'"
+    number = page.evaluate(f"gradio_config.components.find({is_button}).id")
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        if route.request.post_data_json["trigger_id"] == number:
+            held.append(route)
+        else:
+            route.continue_()
+
+    page.route(_CALLS, hold)
+    page.click(f"#la-example-{name}")
+    wait_until(lambda: page.evaluate("true") and held, "the call has left")
+    return held[0]
 
 
 def test_a_press_counts_though_the_button_moves_before_it_ends(
