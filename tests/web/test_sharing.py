@@ -29,6 +29,7 @@ def test_who_has_the_link_watches_and_downloads(client: httpx.Client) -> None:
         assert page.headers["content-type"].startswith("text/html")
         assert page.headers["cache-control"] == "no-store"
         assert "<b>" not in page.text
+        assert '<h1 class="la-share-title">&lt;b&gt;' in page.text
         assert "&lt;b&gt;Hello&lt;/b&gt; &amp; more" in page.text
         carried = re.search(r'type="application/json"[^>]*>(.*?)</script>', page.text, re.DOTALL)
         assert carried
@@ -54,6 +55,8 @@ def test_the_link_gives_nothing_private_and_no_power(client: httpx.Client) -> No
             assert friend.request(method, path).status_code in (404, 405), (method, path)
         stale = friend.get(f"/s/{token[:-1]}x")  # a page, in the reader's language
         assert (stale.status_code, ">null<" in stale.text) == (404, True), stale.text
+        assert stale.text.count(">LiveAvatar<") == 2, "the tab's title and the header's name"
+        assert "<h1" not in stale.text
     assert client.get(f"/api/jobs/{job['id']}").status_code == 200
 
 
