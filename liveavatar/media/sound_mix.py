@@ -6,6 +6,7 @@ samples from here, so they agree in channels, level, start and length.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -101,9 +102,10 @@ def survey_sound(source: SoundFile) -> Survey:
                 survey.peaks = np.zeros(reader.channels)
             _add(survey, batch)
         if reader.declared_s is not None:
-            # Of a WAV that was cut off, the container may state either the whole or what is left.
-            whole_s = survey.duration_s * riff_missing_factor(source.file)
-            survey.declared_s = max(reader.declared_s, whole_s)
+            # Of a WAV that was cut off, the container states either the whole or what is left.
+            missing = riff_missing_factor(source.file)
+            states_rest = reader.declared_s < survey.duration_s * math.sqrt(missing)
+            survey.declared_s = reader.declared_s * (missing if states_rest else 1.0)
         survey.num_bad_packets = reader.num_bad_packets
     _require_whole(survey, source)
     return survey
