@@ -61,6 +61,7 @@ export const chinese = {
   queued_no_group: "目前没有可生成此尺寸的工作组",
   queued_no_group_detail: "任务会一直等待；可取消后改选较小的尺寸。",
   queued_detail: "会自动开始，关闭页面也不受影响。",
+  starting: "模型仍在加载",
   loading: "正在加载模型 {percent}%",
   loading_detail: "视频已排队，稍后自动开始。",
   preparing: "准备中",

@@ -64,6 +64,7 @@ export const english = {
   queued_no_group: "No worker makes this size now",
   queued_no_group_detail: "It waits until one does. Cancel it to choose a smaller one.",
   queued_detail: "It goes on by itself, even if you close this page.",
+  starting: "The model is still loading",
   loading: "Loading the model, {percent} %",
   loading_detail: "Your video is in the queue and starts by itself.",
   preparing: "Getting ready",

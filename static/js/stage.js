@@ -6,6 +6,9 @@ import { FPS, Player } from "./player.js";
 import { address } from "./server.js";
 import { say, sayError, sayNote } from "./texts.js";
 
+// What a video waits for while the worker group is not ready, by the group's state.
+const BEFORE_READY = { starting: "starting", loading: "loading", restarting: "group_restarting" };
+
 const at = (id) => document.getElementById(id);
 
 /** Shows one job at a time, or none. */
@@ -109,8 +112,9 @@ export class Stage {
     if (status.phase !== "empty") return { name: "video", headline: "", detail: "" };
     if (job.state === "cancelled") return words("cancelled", "cancelled");
     if (job.state === "queued") {
-      if (this.#group?.state === "loading") {
-        return words("queued", "loading", { percent: this.#group.load_percent });
+      const { state, load_percent: percent } = this.#group ?? {};
+      if (state in BEFORE_READY) {
+        return words("queued", BEFORE_READY[state], { percent }, say("loading_detail"));
       }
       const { position, eta_s: wait } = job;
       if (job.stage === "no group") return words("queued", "queued_no_group");

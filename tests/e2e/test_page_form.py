@@ -169,6 +169,33 @@ def test_a_video_that_ended_before_its_first_picture_says_so(
     assert page.is_disabled("#la-play")
 
 
+def test_a_video_that_waits_for_the_model_says_so(context: BrowserContext, address: str) -> None:
+    group = {"state": "ready", "load_percent": 100}
+    waits = {"state": "queued", "stage": "", "position": 1, "frames": 0, "eta_s": None}
+
+    def answer(route: Route, changed: dict[str, object]) -> None:
+        said = route.fetch()
+        route.fulfill(response=said, json=said.json() | changed)
+
+    page = open_app(context, address)
+    choose_example(page, "lin")
+    page.route("**/api/jobs/*", lambda route: answer(route, waits))
+    page.route("**/live/*", lambda _route: None)  # never answered: there is no picture yet
+    page.route("**/api/group", lambda route: answer(route, group))
+    page.click("#la-generate")
+    for state, percent, language, headline in (
+        ("ready", 100, "en", "You are next"),
+        ("starting", 0, "en", "The model is still loading"),
+        ("starting", 0, "zh", "模型仍在加载"),
+        ("loading", 40, "zh", "正在加载模型 40%"),
+        ("loading", 40, "en", "Loading the model, 40 %"),
+        ("restarting", 0, "en", "Restarting the model"),
+    ):
+        group |= {"state": state, "load_percent": percent}
+        page.click(f"[data-language={language}]")
+        until(page, f"document.getElementById('la-headline').textContent === '{headline}'")
+
+
 def test_the_operator_sees_and_lifts_the_highest_tier(browser: Browser, tmp_path: Path) -> None:
     accounts = read_accounts("ann:secret", "test", b"k" * 32)
     installation = Installation(tmp_path, access=Access(accounts), with_page=True)
