@@ -28,8 +28,10 @@ from examples.cartoon.scene import draw_portrait
 from liveavatar.conditioning import Encoders, encode_conditions
 from liveavatar.config import FPS, FRAMES_PER_BLOCK, SPEECH_RATE_HZ, SamplingConfig
 from liveavatar.encoded_inputs import EncodedInputs
+from liveavatar.errors import RequestError
 from liveavatar.model.checkpoint import Placement, open_checkpoint
 from liveavatar.plan.media_memory import ENCODED_INPUTS_BYTES
+from liveavatar.request import parse_size
 from liveavatar.sampling import make_schedule
 from liveavatar.single_device import Models, RenderOptions, render, seeded_draws
 from liveavatar.timeline import make_timeline
@@ -39,7 +41,6 @@ from training.performance import MOOD_LOOKS, MOODS, NUM_CUES, act
 
 Samples = npt.NDArray[np.float32]
 
-SIZE = (128, 128)
 PEOPLE_SEED = 90_000
 MOOD_PROMPTS = ("a calm person", "a smiling person", "a surprised person", "a serious person")
 _LARGEST_LAG = 4
@@ -210,9 +211,9 @@ def _saturation(frames: Frames) -> float:
     return float((wide.max(-1) - wide.min(-1)).mean())
 
 
-def stranger(number: int) -> Character:
-    """A person of whom training has drawn nothing."""
-    return random_person(np.random.default_rng(PEOPLE_SEED + number), SIZE)
+def stranger(number: int, size: tuple[int, int]) -> Character:
+    """A person of whom training has drawn nothing, for a picture of so many pixels."""
+    return random_person(np.random.default_rng(PEOPLE_SEED + number), size)
 
 
 def read_speech(path: Path) -> Samples:
@@ -251,7 +252,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--cast", action="store_true", help="the people of examples/ instead")
     parser.add_argument("--seconds", type=float, default=12.0)
     parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--side", type=int, default=SIZE[0], help="of the square picture, pixels")
+    parser.add_argument("--size", default="128*128", help="of the picture, W*H, pixels")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--baselines", action="store_true", help="a still, and random weights")
     parser.add_argument("--moods", action="store_true", help="every person in every mood")
@@ -276,6 +277,12 @@ def _say(line: dict[str, object]) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Judge people and print one line of JSON each; returns the exit status."""
     options = build_parser().parse_args(arguments)
+    try:
+        asked = parse_size(options.size)
+    except RequestError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    size = (asked.width, asked.height)
     demo, corpus = Demo(options.checkpoint, options.device), read_speech(options.speech)
     blocks = int(options.seconds * FPS) // FRAMES_PER_BLOCK
     length = blocks * FRAMES_PER_BLOCK * SPEECH_RATE_HZ // FPS
@@ -285,10 +292,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if lost is not None:
         lost.forget()
     for number in range(options.first, options.first + options.people):
-        person = CAST[number] if options.cast else stranger(number)
+        person = CAST[number] if options.cast else stranger(number, size)
         start = min(number * len(corpus) // (options.people + 1), len(corpus) - length)
         speech = corpus[start : start + length]
-        portrait = draw_portrait(person, (options.side, options.side))
+        portrait = draw_portrait(person, size)
         if options.drift:
             shown.append(_say_drift(demo, portrait, speech, options.steps))
             continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,9 +20,16 @@ class Captured:
         function: reads nothing from the device and makes no tensors of host numbers. It is called
             a few times while it is recorded.
         inputs: examples; later ones have the same shapes.
+        pool: of `torch.cuda.graph_pool_handle`, memory shared with other recordings that never run
+            at the same time. A result is then good until any of them is called. None for its own.
     """
 
-    def __init__(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Tensor],
+        inputs: tuple[Tensor, ...],
+        pool: Any = None,
+    ) -> None:
         self.function = function
         self.graph: torch.cuda.CUDAGraph | None = None
         if not inputs[0].is_cuda:
@@ -35,7 +43,7 @@ class Captured:
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, pool=pool):
                 self.output = function(*self.inputs)
         except RuntimeError as error:
             _LOG.warning("not recorded, goes on step by step: %s", str(error).splitlines()[0])

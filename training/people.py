@@ -49,7 +49,13 @@ DECORS: tuple[Decor, ...] = ("plain", "disc", "ring", "bokeh", "arch")
 
 
 def random_person(random: np.random.Generator, size: tuple[int, int] = (128, 128)) -> Character:
-    """Draw the parameters of one person from the ranges of `examples.cartoon.character`."""
+    """Draw the parameters of one person from the ranges of `examples.cartoon.character`.
+
+    Args:
+        random: decides everything.
+        size: width and height of the picture; in one that is not square the face lies anywhere
+            that leaves it whole.
+    """
     skin = _colour(random, SKINS, 0.035)
     hair = _hair(random)
     beard, moustache = random.random() < 0.16, random.random() < 0.12
@@ -72,7 +78,7 @@ def random_person(random: np.random.Generator, size: tuple[int, int] = (128, 128
         age=random.uniform(0.3, 1.0) if random.random() < 0.15 else 0.0,
         neck=random.uniform(0.15, 0.22),
     )
-    return Character(
+    person = Character(
         name="somebody",
         size=size,
         face=face,
@@ -103,6 +109,13 @@ def random_person(random: np.random.Generator, size: tuple[int, int] = (128, 128
         scale=random.uniform(1.05, 1.32),
         roll=random.uniform(-0.04, 0.04),
     )  # fmt: skip
+    width, height = size
+    x, y = person.at
+    if width > height:
+        x += random.uniform(-0.4, 0.4)
+    if width < height:
+        y += random.uniform(-0.3, 0.15)
+    return replace(person, at=(x, y))
 
 
 def _hair(random: np.random.Generator) -> Hair:

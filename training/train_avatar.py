@@ -231,8 +231,10 @@ class AvatarTrainer:
         plan = self.plan
         started = saved = time.monotonic()
         examples = [self.draw(pool, 0.0)[0] for pool in self.pools]
-        learn = [Captured(self.step, example) for example in examples]
-        look = [Captured(self.look, example) for example in examples]
+        # One after the other they run, so that all of them may work in the same memory.
+        memory = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
+        learn = [Captured(self.step, example, memory) for example in examples]
+        look = [Captured(self.look, example, memory) for example in examples]
         sizes = np.array([len(pool.moods) for pool in self.pools])
         _LOG.info("ready to learn after %.0f s", time.monotonic() - started)
         number = 0

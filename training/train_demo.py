@@ -27,8 +27,10 @@ from training.train_autoencoder import AutoencoderTrainer, new_autoencoder
 from training.train_avatar import AvatarTrainer, Run
 
 _LOG = logging.getLogger("demo")
-_SIZE, _LARGER = (128, 128), [(192, 192), (256, 256)]
-"""Sizes of the demo's tiers; the autoencoder is trained at the first."""
+_SIZE = (128, 128)
+"""Of the tier *fast*, whatever the portrait's shape; the autoencoder is trained at it."""
+_LARGER = [(192, 192), (128, 256), (256, 256), (192, 320), (320, 192)]
+"""Sizes, width first, that the other tiers make of square, upright and wide portraits."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -44,8 +46,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick-workers", type=int, default=8, help="that draw on the GPU")
     parser.add_argument("--patient-workers", type=int, default=12, help="that draw on the host")
     parser.add_argument("--blocks", type=int, default=7, help="blocks of 12 frames per clip")
-    parser.add_argument("--larger", type=int, default=4, help="one clip in so many, or none (0), "
-                        "is 192x192 and one 256x256; the others are 128x128")  # fmt: skip
+    parser.add_argument("--larger", type=int, default=10, help="of so many clips one has each "
+                        "larger size and the others are 128x128; 0: all are")  # fmt: skip
     parser.add_argument("--batch", type=int, default=32, help="clips of 128x128 per step")
     parser.add_argument("--rollout-from", type=float, default=0.6)
     parser.add_argument("--rate", type=float, default=1.0)

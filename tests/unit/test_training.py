@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.quality import PEOPLE_SEED, SIZE, Demo
+from benchmarks.quality import Demo, stranger
 from examples.cartoon.scene import draw_portrait
 from liveavatar.conditioning import Conditions, encode_speech
 from liveavatar.model.audio_encoder import features_per_video_frame, normalise_waveform
@@ -24,7 +24,6 @@ from training.demo_config import TRIAL
 from training.differentiable_vae import decode_clips, encode_clips, moments, reconstruct
 from training.drawing import Order
 from training.mouth_targets import mouth_targets
-from training.people import random_person
 from training.performance import (
     BLINK,
     BLINK_THRESHOLD,
@@ -243,7 +242,7 @@ def test_moods_are_words_of_the_tokenizer():
 
 def test_the_demo_speaks_and_is_silent_with_its_sound():
     demo = Demo(DEMO_FOLDER)
-    person = random_person(np.random.default_rng(PEOPLE_SEED), SIZE)
+    person = stranger(0, (128, 128))
     portrait = draw_portrait(person)
     frames = demo.speak(portrait, hum(0.96), "a calm person", 3)
     assert frames.shape == (24, 128, 128, 3)
