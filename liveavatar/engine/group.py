@@ -92,8 +92,8 @@ class WorkerGroup:
         self.spec = replace(spec, folder=self._folder)
         self._starting = set(range(spec.world_size))
         limits = Limits(max(START_S, spec.silence_s), spec.silence_s, spec.timeout_s)
-        self._watchdog = Watchdog(spec.world_size, limits)
         self._processes = RankProcesses(self.spec)
+        self._watchdog = Watchdog(spec.world_size, limits, self._processes.is_stopped)
         self._pipes = list(self._processes.pipes)
         self._to_media = Sender(self._pipes[spec.media_rank])
         # Before the handler of multiprocessing, which would wait for ranks that finish their jobs.

@@ -22,6 +22,9 @@ STOP_S = 10.0
 START_S = 120.0
 """Seconds until the first word of a rank: libraries are read, from a cold disk at worst."""
 
+_STOPPED = "T"
+"""State of a process, in `/proc`, that was sent SIGSTOP; one that is traced has another."""
+
 _ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -76,6 +79,14 @@ class RankProcesses:
     def was_killed(self, rank: int, deadline: float) -> bool:
         """Whether a rank whose pipe is broken was ended by a signal."""
         return rank < len(self._processes) and (self._exit_code(rank, deadline) or 0) < 0
+
+    def is_stopped(self, rank: int) -> bool:
+        """Whether a signal keeps a rank from running; False where it has no process."""
+        try:
+            stat = Path(f"/proc/{self._processes[rank].pid}/stat").read_text(encoding="utf-8")
+        except (IndexError, OSError):
+            return False
+        return stat.rpartition(")")[2].split()[0] == _STOPPED
 
     def join(self, deadline: float) -> None:
         """Wait until all have ended, until `deadline` at most."""

@@ -29,8 +29,9 @@ class Limits:
     """How long a group may be quiet, seconds.
 
     Attributes:
-        start_s: a rank, from its start to its first word.
-        silence_s: a rank, from one word to the next; each says something every second.
+        start_s: a rank, from its start to its first word, while the system lets it run.
+        silence_s: a rank, from one word to the next; each says something every second. One that is
+            stopped, as by SIGSTOP, is given no longer for its first word.
         progress_s: all ranks together, from one block of an open job to the next.
     """
 
@@ -45,15 +46,22 @@ class Watchdog:
     Args:
         num_ranks: ranks of the group.
         limits: when to complain.
+        is_stopped: whether the system keeps a rank's process from running; asked of a rank that
+            has been silent for too long.
         now: a clock that never goes back, seconds.
     """
 
     def __init__(
-        self, num_ranks: int, limits: Limits, now: Callable[[], float] = time.monotonic
+        self,
+        num_ranks: int,
+        limits: Limits,
+        is_stopped: Callable[[int], bool],
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._limits = limits
+        self._is_stopped = is_stopped
         self._now = now
-        self._deadlines = [now() + limits.start_s] * num_ranks
+        self._heard = [now()] * num_ranks
         self._waits = [limits.start_s] * num_ranks
         self._starting = set(range(num_ranks))
         self._jobs: dict[int, float] = {}
@@ -69,7 +77,7 @@ class Watchdog:
 
     def heard(self, rank: int, message: Event) -> None:
         """Note a message of a rank."""
-        self._deadlines[rank] = self._now() + self._limits.silence_s
+        self._heard[rank] = self._now()
         self._waits[rank] = self._limits.silence_s
         if isinstance(message, Ready):
             self._starting.discard(rank)
@@ -89,13 +97,10 @@ class Watchdog:
         Args:
             quiet: ranks of which no message lies unread.
         """
-        for rank in sorted(quiet):
-            if self._now() > self._deadlines[rank]:
-                return (
-                    f"rank {rank} has said nothing for {self._waits[rank]:.0f} s: "
-                    "it is stopped or hangs"
-                )
-        if self._starting or not self._jobs or len(quiet) < len(self._deadlines):
+        silences = (self._silence_of(rank) for rank in sorted(quiet))
+        if silence := next(filter(None, silences), None):
+            return silence
+        if self._starting or not self._jobs or len(quiet) < len(self._heard):
             return None
         allowed = max(self._jobs.values())
         if self._now() <= self._moved + allowed:
@@ -105,3 +110,15 @@ class Watchdog:
         )
         number = min(self._jobs)
         return f"job {number} made no progress for {allowed:.0f} s ({doing})"
+
+    def _silence_of(self, rank: int) -> str | None:
+        """What is wrong with a rank of which no message lies unread."""
+        silent_s = self._now() - self._heard[rank]
+        if silent_s <= self._limits.silence_s:
+            return None
+        stopped = self._is_stopped(rank)
+        allowed = self._limits.silence_s if stopped else self._waits[rank]
+        if silent_s <= allowed:
+            return None
+        cause = "its process is stopped" if stopped else "it hangs"
+        return f"rank {rank} has said nothing for {allowed:.0f} s: {cause}"

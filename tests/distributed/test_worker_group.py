@@ -269,10 +269,28 @@ def test_a_stopped_rank_is_named_and_the_group_ended(
         os.kill(ranks[victim], signal.SIGSTOP)
         for _ in range(4):
             group.submit(studio.long_job())  # more than a pipe holds that nobody reads
-        with pytest.raises(DeadlineError, match=f"^rank {victim} has said nothing for 8 s"):
+        with pytest.raises(DeadlineError, match=stopped_for_8_s(victim)):
             until_it_ends(group)
         group.kill()
         assert none_runs(ranks, within_s=0)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_that_is_stopped_as_soon_as_it_exists_is_named(tiny: Path, victim: int) -> None:
+    with running(WorkerGroup(replace(spec(tiny, num_stages=1), silence_s=8.0))) as group:
+        deadline = time.monotonic() + WAIT_S
+        while len(group._processes._processes) <= victim and time.monotonic() < deadline:
+            time.sleep(0.001)  # before it has said a word, or nearly so
+        pid = group._processes._processes[victim].pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        with pytest.raises(DeadlineError, match=stopped_for_8_s(victim)):
+            group.wait_until_ready(WAIT_S)
+        assert none_runs(group.pids(), within_s=0)
+
+
+def stopped_for_8_s(rank: int) -> str:
+    return f"^rank {rank} has said nothing for 8 s: its process is stopped$"
 
 
 def test_ranks_told_to_terminate_finish_the_jobs_at_hand(tiny: Path, studio: Studio) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,16 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+@dataclass
+class Processes:
+    """Of the ranks, as the system knows them."""
+
+    stopped: set[int] = field(default_factory=set)
+
+    def is_stopped(self, rank: int) -> bool:
+        return rank in self.stopped
 
 
 def status(rank: int, item: str = "") -> RankStatus:
@@ -51,8 +61,14 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def dog(clock: Clock) -> Watchdog:
-    return Watchdog(len(RANKS), Limits(start_s=60, silence_s=5, progress_s=20), clock)
+def processes() -> Processes:
+    return Processes()
+
+
+@pytest.fixture
+def dog(clock: Clock, processes: Processes) -> Watchdog:
+    limits = Limits(start_s=60, silence_s=5, progress_s=20)
+    return Watchdog(len(RANKS), limits, processes.is_stopped, clock)
 
 
 def beat(dog: Watchdog, clock: Clock, seconds: float, *, ranks: tuple[int, ...] = RANKS) -> None:
@@ -72,13 +88,38 @@ def test_a_rank_may_take_long_to_say_its_first_word(dog: Watchdog, clock: Clock)
     clock.now = 59
     assert dog.complaint(RANKS) is None
     clock.now = 61
-    assert dog.complaint(RANKS) == "rank 0 has said nothing for 60 s: it is stopped or hangs"
+    assert dog.complaint(RANKS) == "rank 0 has said nothing for 60 s: it hangs"
 
 
-def test_a_rank_that_falls_silent_is_named(dog: Watchdog, clock: Clock) -> None:
+def test_a_rank_that_is_stopped_before_its_first_word_is_not_waited_for_so_long(
+    dog: Watchdog, clock: Clock, processes: Processes
+) -> None:
+    processes.stopped.add(1)
+    clock.now = 5
+    assert dog.complaint(RANKS) is None
+    clock.now = 6
+    assert dog.complaint(RANKS) == "rank 1 has said nothing for 5 s: its process is stopped"
+
+
+def test_a_rank_that_was_stopped_for_a_moment_may_go_on(
+    dog: Watchdog, clock: Clock, processes: Processes
+) -> None:
+    processes.stopped.add(1)
+    clock.now = 4
+    assert dog.complaint(RANKS) is None
+    processes.stopped.clear()
+    clock.now = 59
+    assert dog.complaint(RANKS) is None
+
+
+def test_a_rank_that_falls_silent_is_named(
+    dog: Watchdog, clock: Clock, processes: Processes
+) -> None:
     start(dog)
     beat(dog, clock, 6, ranks=(0,))
-    assert dog.complaint(RANKS) == "rank 1 has said nothing for 5 s: it is stopped or hangs"
+    assert dog.complaint(RANKS) == "rank 1 has said nothing for 5 s: it hangs"
+    processes.stopped.add(1)
+    assert dog.complaint(RANKS) == "rank 1 has said nothing for 5 s: its process is stopped"
 
 
 def test_words_that_lie_unread_count(dog: Watchdog, clock: Clock) -> None:
