@@ -10,6 +10,8 @@ from typing import Any, Literal
 from liveavatar.engine.messages import Event, Loading, RankStatus, Ready
 
 _MOST_ERRORS = 10
+_WARM_UP = "warm-up"
+_IDLE = {"item": "", "busy_share": 0.0, "waiting_share": 0.0, "sending_share": 0.0}
 
 GroupWord = Literal["starting", "loading", "ready", "draining", "restarting", "failed", "stopped"]
 
@@ -27,14 +29,27 @@ class GroupState:
         self.word: GroupWord = "starting"
         self.message = ""
         self.restarts = 0
+        self._serves = False
         self._loaded: dict[int, tuple[int, int]] = {}
         self._ranks: dict[int, dict[str, Any]] = {}
+        self._warm: set[int] = set()
         self._errors: deque[dict[str, Any]] = deque(maxlen=_MOST_ERRORS)
 
     def begin(self) -> None:
         """A group is being started."""
         self.word, self.message = "starting", ""
-        self._loaded, self._ranks = {}, {}
+        self._serves = False
+        self._loaded, self._ranks, self._warm = {}, {}, set()
+
+    def serve(self) -> None:
+        """The group is ready: what its ranks have worked on so far was for nobody.
+
+        Until each has spoken again it is told to be idle, and so is one that says by then that it
+        has nothing to do: what it counts in that report is the end of the warm-up.
+        """
+        self.word, self._serves = "ready", True
+        self._warm = set(self._ranks)
+        self._ranks = {rank: said | _IDLE for rank, said in self._ranks.items()}
 
     def take(self, event: Event) -> None:
         """Note what a rank says about itself; other messages are passed over."""
@@ -44,7 +59,15 @@ class GroupState:
         elif isinstance(event, Ready):
             self._loaded.setdefault(event.rank, (1, 1))
         elif isinstance(event, RankStatus):
-            self._ranks[event.rank] = asdict(event)
+            self._ranks[event.rank] = self._seen(event)
+
+    def _seen(self, status: RankStatus) -> dict[str, Any]:
+        said = asdict(status)
+        if not self._serves:
+            return said | {"item": _WARM_UP if status.item else ""}
+        is_warm = status.rank in self._warm
+        self._warm.discard(status.rank)
+        return said | _IDLE if is_warm and not status.item else said
 
     def note_error(self, message: str, log: str = "") -> None:
         """Remember an error for the operator, with the last lines of the rank's account."""

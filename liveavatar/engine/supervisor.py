@@ -182,7 +182,8 @@ class Supervisor:
                 self._take(event)
             if group.is_ready:
                 if self.state.word not in ("ready", "draining"):
-                    self._say("ready")
+                    self.state.serve()
+                    self._publish()
                 self._claim()
             elif time.monotonic() > deadline:
                 raise DeadlineError(

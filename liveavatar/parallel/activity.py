@@ -39,7 +39,7 @@ class Activity:
         device: where the rank computes.
 
     Attributes:
-        item: what is worked on, such as "block 12 step 3"; empty between pieces of work.
+        item: what is worked on, such as "job 3 block 12 step 3"; empty between pieces of work.
     """
 
     def __init__(self, device: torch.device) -> None:
