@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> None:
         hosts = frozenset(options.allow_host)
         access = Access(accounts, hosts, set(), options.behind_proxy, token)
         # What this machine has room for says nothing of the machines of a cluster.
-        plan = model.plan if options.backend == "local" else None
+        plan = model.planner(settings.tiers) if options.backend == "local" else None
         offered = ServedModel(model.name, model.is_demo, model.is_random, plan)
         reader = MediaReader()
         stack.callback(reader.close)

@@ -30,10 +30,11 @@ from inference.rank_times import RankTimes
 from inference.video_job import VideoJob
 from liveavatar.config import FPS
 from liveavatar.engine.group import Group, WorkerGroup
-from liveavatar.engine.layout import Video, choose_layout
+from liveavatar.engine.layout import choose_layout
 from liveavatar.engine.messages import Finished, GroupSpec, Progress, RankStatus, Refused
 from liveavatar.errors import ConfigError, EngineError, LiveAvatarError, RequestError
 from liveavatar.plan.layout import plan_layout
+from liveavatar.plan.several import Video
 from liveavatar.plan.shapes import read_network
 from liveavatar.plan.tiers import tiers_of
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from inference.options import Settings
 from liveavatar.config import SamplingConfig
-from liveavatar.engine.layout import Video, choose_layout
+from liveavatar.engine.layout import choose_layout
 from liveavatar.engine.messages import GroupSpec, RenderJob
 from liveavatar.errors import EngineError
 from liveavatar.host_memory import release_freed_memory
@@ -18,6 +18,7 @@ from liveavatar.media.ingest import Inputs, ingest
 from liveavatar.media.notes import Note
 from liveavatar.media.portrait import UInt8Array, crop_to_size, fit_size
 from liveavatar.media.sound_mix import Mix
+from liveavatar.plan.several import Video
 from liveavatar.request import SizeOption
 from liveavatar.timeline import Timeline, make_timeline
 

@@ -7,30 +7,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from liveavatar.config import FRAMES_PER_BLOCK, SamplingConfig
 from liveavatar.engine.messages import GroupSpec, RandomWeights
-from liveavatar.errors import ConfigError
-from liveavatar.plan.layout import LayoutPlan, Machine, plan_layout
-from liveavatar.plan.shapes import Network, read_network
+from liveavatar.plan.layout import LayoutPlan, Machine
+from liveavatar.plan.several import Video, largest_plan
+from liveavatar.plan.shapes import read_network
 
 _MOST_WARM_UP_BLOCKS = 8
-
-
-@dataclass(frozen=True)
-class Video:
-    """What a group has to be able to make: height and width in pixels, and how it is sampled."""
-
-    size_hw: tuple[int, int]
-    sampling: SamplingConfig
 
 
 def choose_layout(
     checkpoint: Path, adapter: Path | None, videos: Sequence[Video], machine: Machine
 ) -> GroupSpec:
-    """Lay out a group for the largest of `videos` that fits.
+    """Lay out a group that makes all of `videos` that fit.
 
     On GPUs each stage has a card of its own, and the media rank too unless `machine` says that it
     shares the last stage's. On a CPU all ranks share the cores.
@@ -54,16 +46,6 @@ def choose_layout(
     # by those who want to see something soon.
     quickest = min(videos, key=lambda video: video.size_hw[0] * video.size_hw[1])
     return replace(spec, warm_up_hw=quickest.size_hw)
-
-
-def largest_plan(network: Network, videos: Sequence[Video], machine: Machine) -> LayoutPlan:
-    """The plan for the video that needs most of those that fit; ConfigError when none does."""
-    plans = [plan_layout(network, video.size_hw, video.sampling, machine) for video in videos]
-    fitting = [plan for plan in plans if plan.fits]
-    if not fitting:
-        height, width = plans[0].size_hw
-        raise ConfigError(f"{width}*{height} {plans[0].verdict}")
-    return max(fitting, key=lambda plan: plan.chosen.largest)
 
 
 def group_spec(

@@ -12,12 +12,14 @@ from pathlib import Path
 from liveavatar.config import SamplingConfig
 from liveavatar.engine.fake import FakeGroup
 from liveavatar.engine.group import Group, WorkerGroup
-from liveavatar.engine.layout import Video, choose_layout
+from liveavatar.engine.layout import choose_layout
 from liveavatar.engine.machine import detect_machine
 from liveavatar.errors import CheckpointError
 from liveavatar.jobs.ability import EVERYTHING, Ability
 from liveavatar.media.portrait import fit_size
 from liveavatar.plan.layout import LayoutPlan, Machine, plan_layout
+from liveavatar.plan.precision import Precision
+from liveavatar.plan.several import Video, common_precision
 from liveavatar.plan.shapes import CONFIG, Network, read_network
 from liveavatar.plan.tiers import Tier
 
@@ -30,6 +32,9 @@ _WRITING_S = 300
 # The shapes that portraits have: upright, square, lying. Their sizes differ a little in area.
 _PORTRAITS_HW = ((1920, 1080), (1024, 1024), (1080, 1920))
 
+Planner = Callable[[tuple[int, int], SamplingConfig], LayoutPlan]
+"""Memory of a video of (height, width) in a group that is there for others too."""
+
 
 @dataclass(frozen=True)
 class Served:
@@ -39,41 +44,47 @@ class Served:
         name: for people.
         is_demo: small enough for a CPU.
         is_random: random weights: it shows noise.
-        plan: memory of a video of (height, width) on this machine; None where nothing is planned.
         make: makes the group for videos.
+        plan_for: how the group for videos is planned; None where nothing is.
     """
 
     name: str
     is_demo: bool
     is_random: bool
-    plan: Callable[[tuple[int, int], SamplingConfig], LayoutPlan] | None
     make: Callable[[Sequence[Video]], Group]
+    plan_for: Callable[[Sequence[Video]], Planner] | None = None
 
     def group_maker(self, tiers: Sequence[Tier]) -> Callable[[], Group]:
         """Return what starts a group for these tiers, without waiting."""
-        videos = [
-            Video(fit_size(portrait_hw, tier.size.area), tier.sampling)
-            for tier in tiers
-            for portrait_hw in _PORTRAITS_HW
-        ]
-        return partial(self.make, videos)
+        return partial(self.make, [video for tier in tiers for video in _videos_of(tier)])
+
+    def planner(self, tiers: Sequence[Tier]) -> Planner | None:
+        """Return what plans a video in the group for these tiers; None where nothing is planned."""
+        if self.plan_for is None:
+            return None
+        return self.plan_for([video for tier in tiers for video in _videos_of(tier)])
 
     def ability(self, tiers: Sequence[Tier]) -> Ability:
         """Which of these tiers fit this machine; all of them: sizes of a user's own too."""
-        if self.plan is None:
+        plan = self.planner(tiers)
+        if plan is None:
             return EVERYTHING
-        fitting = {tier.name for tier in tiers if self._fits(tier)}
+        fitting = {
+            tier.name
+            for tier in tiers
+            if all(plan(video.size_hw, video.sampling).fits for video in _videos_of(tier))
+        }
         return EVERYTHING if len(fitting) == len(tiers) else Ability(frozenset(fitting))
 
-    def _fits(self, tier: Tier) -> bool:
-        assert self.plan is not None
-        sizes = [fit_size(portrait_hw, tier.size.area) for portrait_hw in _PORTRAITS_HW]
-        return all(self.plan(size_hw, tier.sampling).fits for size_hw in sizes)
+
+def _videos_of(tier: Tier) -> list[Video]:
+    sizes = (fit_size(portrait_hw, tier.size.area) for portrait_hw in _PORTRAITS_HW)
+    return [Video(size_hw, tier.sampling) for size_hw in sizes]
 
 
 def serve_test_picture() -> Served:
     """A group that draws, in place of a model."""
-    return Served("test picture", True, False, None, lambda _videos: FakeGroup())
+    return Served("test picture", True, False, lambda _videos: FakeGroup())
 
 
 def serve_checkpoint(model: str, adapter: Path | None, data_folder: Path) -> Served:
@@ -105,15 +116,24 @@ def serve_checkpoint(model: str, adapter: Path | None, data_folder: Path) -> Ser
         name=DEMO if is_demo else folder.resolve().name,
         is_demo=is_demo,
         is_random=is_random,
-        plan=partial(_plan, network, machine),
         make=partial(_make_group, folder, adapter, machine),
+        plan_for=partial(_plan_for, network, machine),
     )
 
 
+def _plan_for(network: Network, machine: Machine, videos: Sequence[Video]) -> Planner:
+    precision = common_precision(network, videos, machine)
+    return partial(_plan, network, machine, precision)
+
+
 def _plan(
-    network: Network, machine: Machine, size_hw: tuple[int, int], sampling: SamplingConfig
+    network: Network,
+    machine: Machine,
+    precision: Precision | None,
+    size_hw: tuple[int, int],
+    sampling: SamplingConfig,
 ) -> LayoutPlan:
-    return plan_layout(network, size_hw, sampling, machine)
+    return plan_layout(network, size_hw, sampling, machine, precision)
 
 
 def _make_group(

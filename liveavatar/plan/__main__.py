@@ -2,7 +2,8 @@
 
     python -m liveavatar.plan [--size 688*368] [--gpus 4] [--gpu_memory_gib 22.15] [--model DIR]
 
-Without --size there is one block per tier. With --alone it plans one process on one GPU that makes
+Without --size there is one block per tier, and what the one group of the application, which makes
+all of them, runs in. With --alone it plans one process on one GPU that makes
 a video by itself, with layers, rings or both in host memory. With --tune REPORT, a JSON file that
 --batch wrote beside a video, it proposes clip length, clips and split for what was measured
 (`tuning.py`).
@@ -26,6 +27,7 @@ from liveavatar.media.portrait import fit_size
 from liveavatar.plan.alone import plan_alone, ways_alone
 from liveavatar.plan.alone_command import alone_record, alone_text
 from liveavatar.plan.layout import GIB, LayoutPlan, Machine, plan_layout
+from liveavatar.plan.several import Video, common_precision
 from liveavatar.plan.shapes import Network, read_network
 from liveavatar.plan.tiers import TIERS, Tier
 from liveavatar.plan.tune_command import as_record, as_text, read_report
@@ -223,10 +225,19 @@ def run(options: argparse.Namespace) -> int:
     for tier in _sizes(options):
         size_hw = _fitted(tier.size, literal=options.literal)
         planned.append((tier, plan_layout(network, size_hw, tier.sampling, machine)))
+    videos = [Video(plan.size_hw, plan.sampling) for _, plan in planned]
+    together = common_precision(network, videos, machine)
     if options.json:
-        text = json.dumps({"plans": [_record(*pair) for pair in planned]}, indent=2)
+        document = {
+            "plans": [_record(*pair) for pair in planned],
+            "together": None if together is None else asdict(together),
+        }
+        text = json.dumps(document, indent=2)
     else:
-        text = "\n\n".join("\n".join(_text(*pair)) for pair in planned)
+        blocks = ["\n".join(_text(*pair)) for pair in planned]
+        if len(planned) > 1 and together is not None:
+            blocks.append(f"one group for all that fit: {together}")
+        text = "\n\n".join(blocks)
     sys.stdout.write(text + "\n")
     return EXIT_FITS if all(plan.fits for _, plan in planned) else EXIT_TOO_LARGE
 

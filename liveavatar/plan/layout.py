@@ -214,6 +214,14 @@ def split_stages(
     return tuple(split_layers(costs, num_stages))
 
 
+def precisions(machine: Machine) -> Sequence[Precision]:
+    """What a group on this machine may run in, best first."""
+    candidates = GPU_CANDIDATES if machine.num_gpus else CPU_CANDIDATES
+    if machine.sharing.sharded:  # torch shards parameters, which weights in 8 bits are not
+        return [each for each in candidates if not each.quantises_weights]
+    return candidates
+
+
 def plan_layout(
     network: Network,
     size_hw: tuple[int, int],
@@ -248,11 +256,7 @@ def plan_layout(
     check_heads(
         network.transformer.num_heads, tp_degree=sharing.tp_degree, sp_degree=sharing.sp_degree
     )
-    candidates: Sequence[Precision] = GPU_CANDIDATES if machine.num_gpus else CPU_CANDIDATES
-    if precision is not None:
-        candidates = [precision]
-    elif sharing.sharded:  # torch shards parameters, which weights in 8 bits are not
-        candidates = [each for each in candidates if not each.quantises_weights]
+    candidates = precisions(machine) if precision is None else [precision]
     estimates = [_estimate(question, precision) for precision in candidates]
     fitting = (e for e in estimates if e.largest <= machine.memory_bytes)
     chosen = next(fitting, min(estimates, key=lambda estimate: estimate.largest))

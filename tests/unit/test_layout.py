@@ -10,13 +10,15 @@ import pytest
 
 from liveavatar.config import SamplingConfig, visible_gpus
 from liveavatar.engine.fake import FakeGroup
-from liveavatar.engine.layout import Video, choose_layout, group_spec, largest_plan
+from liveavatar.engine.layout import choose_layout, group_spec
 from liveavatar.engine.machine import detect_machine, narrowed
 from liveavatar.engine.messages import Transport
-from liveavatar.engine.served_model import Served, _plan
+from liveavatar.engine.served_model import Served, _plan_for
 from liveavatar.errors import ConfigError
 from liveavatar.jobs.ability import EVERYTHING, Ability
-from liveavatar.plan.layout import CUDA_CONTEXT_BYTES, GIB, Machine
+from liveavatar.media.portrait import fit_size
+from liveavatar.plan.layout import CUDA_CONTEXT_BYTES, GIB, Machine, plan_layout
+from liveavatar.plan.several import Video, largest_plan
 from liveavatar.plan.shapes import Network
 from liveavatar.plan.tiers import TIERS
 from liveavatar.plan.transport_memory import transport_bytes
@@ -25,6 +27,7 @@ DEMO = Path(__file__).resolve().parents[2] / "ckpt/demo"
 CARD = int(22.15 * GIB)
 BALANCED = Video((640, 384), SamplingConfig(num_clip=50))
 SMALL = Video((256, 384), SamplingConfig(num_clip=10))
+TIER_VIDEOS = [(fit_size((1920, 1080), tier.size.area), tier.sampling) for tier in TIERS]
 
 
 def test_three_stages_and_a_media_rank_take_a_card_each() -> None:
@@ -56,6 +59,35 @@ def test_the_largest_video_that_fits_sets_the_layout() -> None:
 
 
 @pytest.mark.parametrize(
+    "machine",
+    [
+        Machine(gpus, int(gib * GIB))
+        for gpus, gib in ((1, 40), (1, 94), (2, 24), (2, 48), (2, 80), (3, 24), (4, 24), (5, 22.15))
+    ],
+    ids=lambda machine: f"{machine.num_gpus} x {machine.memory_bytes // GIB} GiB",
+)
+def test_a_group_runs_in_a_precision_in_which_all_that_fits_at_all_fits(machine: Machine) -> None:
+    """A small video may fit in more bits, and then take more bytes than a large one in fewer."""
+    plan = served_on(machine).planner(TIERS)
+    assert plan is not None
+    alone = [plan_layout(Network(), *video, machine) for video in TIER_VIDEOS]
+    together = [plan(*video) for video in TIER_VIDEOS]
+    assert [each.fits for each in together] == [each.fits for each in alone]
+    group = largest_plan(Network(), [Video(*video) for video in TIER_VIDEOS], machine)
+    assert {group.precision} == {each.precision for each in together}
+    assert group.chosen.largest == max(each.chosen.largest for each in together if each.fits)
+    assert group.jobs_at_once == min(each.jobs_at_once for each in together if each.fits)
+
+
+def test_a_tier_is_told_to_take_what_it_takes_in_the_group_of_all_tiers() -> None:
+    machine = Machine(4, CARD)
+    plan, (fast, *_) = served_on(machine).planner(TIERS), TIER_VIDEOS
+    assert plan is not None
+    assert str(plan_layout(Network(), *fast, machine).precision) == "bfloat16 weights and K/V"
+    assert "with bfloat16 weights, 8-bit K/V" in plan(*fast).verdict
+
+
+@pytest.mark.parametrize(
     ("machine", "size_hw"), [(Machine(0, CARD), (64, 128)), (Machine(2, CARD), (192, 192))]
 )
 def test_a_cpu_warms_up_with_the_quickest_video_and_cards_with_the_largest(
@@ -65,10 +97,14 @@ def test_a_cpu_warms_up_with_the_quickest_video_and_cards_with_the_largest(
     assert choose_layout(DEMO, None, videos, machine).warm_up_hw == size_hw
 
 
+def served_on(machine: Machine) -> Served:
+    plan_for = partial(_plan_for, Network(), machine)
+    return Served("14B", False, False, lambda _: FakeGroup(), plan_for)
+
+
 def test_a_machine_takes_the_tiers_that_fit_it() -> None:
     def ability(machine: Machine) -> Ability:
-        plan = partial(_plan, Network(), machine)
-        return Served("14B", False, False, plan, lambda _: FakeGroup()).ability(TIERS)
+        return served_on(machine).ability(TIERS)
 
     assert ability(Machine(4, CARD)) == EVERYTHING
     assert ability(Machine(4, 17 * GIB)) == Ability(frozenset({"fast"}))

@@ -177,8 +177,9 @@ def test_what_a_speech_config_leaves_out_has_the_librarys_default(tmp_path: Path
 
 def test_without_a_size_there_is_a_block_per_tier(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
-    blocks = capsys.readouterr().out.split("\n\n")
+    *blocks, last = capsys.readouterr().out.split("\n\n")
     assert [block.split()[0] for block in blocks] == ["fast", "balanced", "high"]
+    assert last.startswith("one group for all that fit: ")
     assert "video 384x640 (width x height)" in blocks[1]
     assert main(["--gpus", "2"]) == 1
 

@@ -64,6 +64,19 @@ def lone_cell(way: dict[str, Any]) -> str:
     return said if way["fits"] else f"*{said}*"
 
 
+def test_the_precision_of_one_group_for_all_tiers(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "docs/operating.md").read_text(encoding="utf-8")
+    main([])
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "one group for all that fit: bfloat16 weights, 8-bit K/V"
+    assert "Here that is bfloat16 weights and 8-bit K/V" in text
+    main(["--size", "688*368"])
+    assert "one group" not in capsys.readouterr().out
+    main(["--json", "--gpus", "3"])
+    together = json.loads(capsys.readouterr().out)["together"]
+    assert together == {"weights": "fp8", "cache": "8-bit"}
+
+
 def test_tiers_on_four_cards(capsys: pytest.CaptureFixture[str]) -> None:
     text = (ROOT / "docs/operating.md").read_text(encoding="utf-8")
     for plan in plans(capsys, "4", "22.15"):
