@@ -25,7 +25,8 @@ from liveavatar.model.audio_encoder import (
 )
 from liveavatar.model.text_encoder import encode_ids, token_ids
 from liveavatar.model.transformer import ConditionEmbedder
-from liveavatar.model.vae import Encoder, encode_still
+from liveavatar.model.vae import Encoder
+from liveavatar.model.vae_encoding import encode_still
 
 MOTION_FRAMES = 73
 """Frames of the still portrait that stand in for what happened before the video: 19 latents."""

@@ -397,3 +397,8 @@ def middle_layers(plan: HistoryPlan, channels: int) -> nn.ModuleList:
             ResidualBlock(plan, channels, channels),
         ]
     )
+
+
+def num_past(layer: nn.Module) -> int:
+    """Frames that the causal convolutions of a layer look back, one behind the other."""
+    return sum(part.num_past for part in layer.modules() if isinstance(part, CausalConv3d))

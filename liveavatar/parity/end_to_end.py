@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from liveavatar.conditioning import Conditions, mix_features
-from liveavatar.model.vae import encode_still
+from liveavatar.model.vae_encoding import encode_still
 from liveavatar.parity.fixture import Check, Fixture, skipped
 from liveavatar.parity.networks import (
     stated_schedule,

@@ -30,7 +30,8 @@ from liveavatar.model.rope import Rotation
 from liveavatar.model.text_encoder import encode_ids, encoder_config
 from liveavatar.model.text_encoder import stored_name as stored_text_name
 from liveavatar.model.transformer import ConditionEmbedder, Layer, Transformer
-from liveavatar.model.vae import Decoder, Encoder, VAEConfig, encode
+from liveavatar.model.vae import Decoder, Encoder, VAEConfig
+from liveavatar.model.vae_encoding import encode
 from liveavatar.model.vae_stream import decode, decode_step, new_decoder_state
 from liveavatar.model.weights import fill, stored_names
 from liveavatar.parity.fixture import Check, Fixture, equal, skipped

@@ -18,7 +18,7 @@ from liveavatar.config import SamplingConfig
 from liveavatar.encoded_inputs import EncodedInputs
 from liveavatar.engine.autoencoder_turn import AutoencoderTurn
 from liveavatar.model.checkpoint import Checkpoint, Placement, open_checkpoint
-from liveavatar.model.vae import encode_still
+from liveavatar.model.vae_encoding import encode_still
 from liveavatar.random_checkpoint import write_checkpoint
 from liveavatar.sampling import make_schedule
 from liveavatar.single_device import Models, generate_latents, seeded_draws

@@ -10,7 +10,8 @@ from liveavatar.model.denoiser import Denoiser, Item, TokenGrid
 from liveavatar.model.kv_cache import CacheKind, ExactCache
 from liveavatar.model.quantised_cache import QuantisedCache
 from liveavatar.model.transformer import ConditionEmbedder, Transformer
-from liveavatar.model.vae import Decoder, Encoder, VAEConfig, encode_still
+from liveavatar.model.vae import Decoder, Encoder, VAEConfig
+from liveavatar.model.vae_encoding import encode_still
 from liveavatar.model.vae_stream import decode_step, new_decoder_state
 from liveavatar.parallel.wavefront import Pipeline
 from liveavatar.plan import media_memory as media

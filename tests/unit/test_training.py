@@ -11,7 +11,8 @@ from benchmarks.quality import Demo, stranger
 from examples.cartoon.scene import draw_portrait
 from liveavatar.conditioning import Conditions, encode_speech
 from liveavatar.model.audio_encoder import features_per_video_frame, normalise_waveform
-from liveavatar.model.vae import Decoder, Encoder, VAEConfig, encode
+from liveavatar.model.vae import Decoder, Encoder, VAEConfig
+from liveavatar.model.vae_encoding import encode
 from liveavatar.model.vae_stream import decode
 from liveavatar.sampling import make_schedule
 from liveavatar.single_device import Draws, Models, generate_latents

@@ -12,13 +12,8 @@ import torch
 
 from benchmarks import vae as benchmark
 from liveavatar.errors import CheckpointError, ConfigError, StreamClosedError
-from liveavatar.model.vae import (
-    Decoder,
-    Encoder,
-    VAEConfig,
-    encode,
-    encode_still,
-)
+from liveavatar.model.vae import Decoder, Encoder, VAEConfig
+from liveavatar.model.vae_encoding import encode, encode_still
 from liveavatar.model.vae_layers import CausalConv3d, HistoryPlan, convolve, new_history
 from liveavatar.model.vae_stream import (
     DecoderState,
