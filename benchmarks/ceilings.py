@@ -9,8 +9,13 @@ from dataclasses import asdict, dataclass
 import torch
 
 from liveavatar.config import TransformerConfig
-from liveavatar.model.attention import KeyValue, attend
-from liveavatar.model.attention_backend import fastest_backend, preferring
+from liveavatar.model.attention import KeyValue
+from liveavatar.model.attention_backend import (
+    AttentionShape,
+    attend_window,
+    fastest_backend,
+    preferring,
+)
 from liveavatar.model.fp8 import FIRST_CAPABILITY, Fp8Linear
 from liveavatar.plan.transformer_memory import Tokens
 
@@ -55,9 +60,9 @@ def measure_ceilings(config: TransformerConfig, tokens: Tokens, device: torch.de
         window = torch.randn(keys, config.num_heads, config.head_dim, dtype=dtype)
         source = torch.randn(_COPY_BYTES // 4)
     flops = 2 * tokens.block * dim * wide
-    backend = fastest_backend(device, dtype, tokens.block, keys, config.head_dim)
-    with preferring(backend):
-        attention_s = _seconds(device, lambda: attend(query, KeyValue(window, window)))
+    shape = AttentionShape(tokens.block, keys, config.num_heads, config.head_dim)
+    with preferring(fastest_backend(device, dtype, shape)):
+        attention_s = _seconds(device, lambda: attend_window(query, KeyValue(window, window)))
     target = torch.empty_like(source)
     fp8 = None
     if device.type == "cuda" and torch.cuda.get_device_capability() >= FIRST_CAPABILITY:

@@ -2,6 +2,7 @@
 
     python -m benchmarks.dit_step --precision bfloat16,fp8+8-bit --size 688*368,384*256
     python -m benchmarks.dit_step --shelf both --size 688*368
+    python -m benchmarks.dit_step --attention cudnn --size 688*368
     python -m benchmarks.dit_step --shape tiny --size 64*64 --device cpu
 
 A forward is a block at one denoise step through all layers, speech included, with a full ring:
@@ -35,7 +36,8 @@ from benchmarks.environment import describe_environment
 from benchmarks.group_run import first_layers
 from benchmarks.kernel_times import kernel_times
 from liveavatar.config import SamplingConfig, TransformerConfig
-from liveavatar.errors import LiveAvatarError
+from liveavatar.errors import ConfigError, LiveAvatarError
+from liveavatar.model.attention_backend import BACKENDS
 from liveavatar.model.audio_injection import BlockAudio
 from liveavatar.model.checkpoint import Placement
 from liveavatar.model.denoiser import Denoiser, Item, TokenGrid
@@ -78,6 +80,7 @@ class Setting:
         forwards: timed ones, rounded up to whole blocks; those of the first block alone.
         profiled: whether the kernels of one more forward are listed.
         shelf: what comes from host memory for every forward.
+        attention: backend of a block's attention to its window; None for the fastest.
     """
 
     config: TransformerConfig
@@ -90,6 +93,7 @@ class Setting:
     forwards: int
     profiled: bool = False
     shelf: Shelf = ALL_RESIDENT
+    attention: str | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -153,6 +157,8 @@ class Forwards:
         self.denoiser = (RecordedDenoiser if recorded else Denoiser)(
             transformer, time_table, text_LD, grid, setting.sampling.window_blocks
         )
+        if setting.attention is not None:
+            self._attend_by(setting.attention)
         motion_CFHW = torch.randn(config.in_dim, 19, height, width, device=device).to(self.dtype)
         condition_CD = transformer.embed_condition(self.latent_CFHW[:, :1], motion_CFHW)
         for version in range(2):
@@ -161,6 +167,18 @@ class Forwards:
             torch.randn(3, config.num_audio_token + 1, config.dim, device=device),
             torch.randn(3, config.dim, device=device),
         )
+
+    def _attend_by(self, name: str) -> None:
+        """Have the backend `name`.
+
+        Raises:
+            ConfigError: it cannot do this attention on this device.
+        """
+        possible = self.denoiser.attention_ms()
+        if name not in possible:
+            known = ", ".join(possible) or "none to choose from"
+            raise ConfigError(f"attention {name}: expected one that works here ({known})")
+        self.denoiser.backend = name
 
     def hear(self, block: int) -> None:
         """Take a block's speech, and forget the block before."""
@@ -248,6 +266,9 @@ def measure(setting: Setting, transformer: Transformer, ceilings: Ceilings) -> d
         "from_host": str(setting.shelf),
         "steps": steps,
         "backend": forwards.denoiser.backend,
+        "attention_ms": {
+            name: round(ms, 3) for name, ms in forwards.denoiser.attention_ms().items()
+        },
         "warm_up_s": round(warm_up_s, 1),
         "finite": finite,
         **_speed(setting, in_a_row, ceilings),
@@ -341,6 +362,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--shelf", choices=SHELVES, default="none", help="wait in host memory; not recorded")
     add("--forwards", type=int, default=20)
     add("--profile", action="store_true", help="list the kernels of one more forward, with --json")
+    add("--attention", choices=("auto", *BACKENDS), default="auto", help="of a block to its window")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--json", action="store_true", help="print one JSON object per measurement")
     return parser.parse_args(arguments)
@@ -372,6 +394,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 shelf=shelf,
                 forwards=options.forwards,
                 profiled=options.profile,
+                attention=None if options.attention == "auto" else options.attention,
             )
             tokens = stage.count_tokens(config, size_hw, sampling)
             ceilings = measure_ceilings(config, tokens, device)
@@ -399,6 +422,9 @@ def one_line(report: dict[str, Any]) -> str:
     )
     if "copied_gb" in report:
         line += f"; {report['copied_gb']} GB copied, {report['copied_gb_per_s']} GB/s"
+    if report["backend"] is not None:
+        timed = ", ".join(f"{name} {ms}" for name, ms in report["attention_ms"].items())
+        line += f"; attention by {report['backend']} ({timed} ms)"
     if "peak_gib" in report:
         line += f"; peak {report['peak_gib']} GiB of {report['planned_gib']} planned"
     return line

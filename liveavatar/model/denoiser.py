@@ -7,7 +7,7 @@ works on these. The second half can be recorded and replayed, see `parallel/reco
 Shapes: L block tokens, C condition tokens, D model width.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,12 @@ from torch import Tensor
 
 from liveavatar.config import LATENT_FRAMES_PER_BLOCK
 from liveavatar.model.attention import KeyValue
-from liveavatar.model.attention_backend import fastest_backend, preferring
+from liveavatar.model.attention_backend import (
+    AttentionShape,
+    fastest_backend,
+    measured_ms,
+    preferring,
+)
 from liveavatar.model.audio_injection import BlockAudio, InjectedAudio, fill_audio
 from liveavatar.model.fp8 import DTYPE as E4M3
 from liveavatar.model.kv_cache import CacheShape, ExactCache, LayerCache, Phase
@@ -149,13 +154,8 @@ class Denoiser:
         self.cache_shape = shape = grid.cache_shape(
             self.num_steps, window_blocks, transformer.config.zip_frame_buckets
         )
-        self.backend = fastest_backend(
-            self.device,
-            text_LD.dtype,
-            shape.block_tokens,
-            shape.tokens,
-            transformer.config.head_dim,
-        )
+        self._attention = _attention_sizes(transformer, shape, text_LD)
+        self.backend = fastest_backend(*self._attention)
         self._ring_shelf = _new_ring_shelf(transformer, shape, text_LD)
         self.caches = _new_caches(transformer, shape, text_LD, self._ring_shelf)
         self._frame_tokens = None if tokens is None else grid.frame_tokens_in(tokens)
@@ -166,6 +166,10 @@ class Denoiser:
         )
         self._block_rotations: dict[int, Rotation] = {}
         self._audio: dict[int, tuple[InjectedAudio | None, ...]] = {}
+
+    def attention_ms(self) -> Mapping[str, float]:
+        """What `backend` was chosen by: each one's time for a full window; none on the CPU."""
+        return measured_ms(*self._attention)
 
     def prefill(
         self,
@@ -285,6 +289,20 @@ class Denoiser:
         return rotation_at(positions_L3, self.transformer.config.head_dim, self.device)
 
 
+def _attended_dtype(transformer: Transformer, like: Tensor) -> torch.dtype:
+    """Of the queries, keys and values that the layers attend with, where activations are `like`."""
+    return E4M3 if transformer.cache_kind == "e4m3" else like.dtype
+
+
+def _attention_sizes(
+    transformer: Transformer, shape: CacheShape, like: Tensor
+) -> tuple[torch.device, torch.dtype, AttentionShape]:
+    """Of a block to a full window; a share of the heads where a group shares them out."""
+    heads = max((layer.self_attn.num_heads for layer in transformer.stack), default=1)
+    sizes = AttentionShape(shape.block_tokens, shape.tokens, heads, transformer.config.head_dim)
+    return like.device, _attended_dtype(transformer, like), sizes
+
+
 def _new_ring_shelf(transformer: Transformer, shape: CacheShape, like: Tensor) -> RingShelf | None:
     """Make the shelf of a range of whole layers whose rings wait in host memory."""
     if not transformer.rings_on_shelf:
@@ -305,7 +323,7 @@ def _new_caches(
     if transformer.cache_kind != "8-bit":
         if shelf is not None:
             return [ShelvedExactCache(shelf, layer) for layer in range(len(heads))]
-        kept = E4M3 if transformer.cache_kind == "e4m3" else like.dtype
+        kept = _attended_dtype(transformer, like)
         return [
             ExactCache(shape, count, head_dim, dtype=like.dtype, device=like.device, kept=kept)
             for count in heads

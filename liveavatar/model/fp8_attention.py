@@ -4,8 +4,8 @@ Tensors have no scales of their own: queries and keys are normalised, and e4m3 i
 format. On one H100 a block against a full window takes 1.18 ms, in bfloat16 1.67 (688*368, 40
 heads, cuDNN 9.19), and the result goes into the next matrix product without being rounded again.
 
-The kernel needs the optional package nvidia-cudnn-frontend and a Hopper or later GPU. Elsewhere the
-same numbers are attended to in a wider format.
+The kernel needs the optional package nvidia-cudnn-frontend and a Hopper or later GPU;
+`flash3_attention.py` has another one. Elsewhere the same numbers are attended to in a wider format.
 
 Shapes: L query tokens, K keys, N heads, H head width.
 """
@@ -52,6 +52,13 @@ def attend_e4m3(query_LNH: Tensor, key_KNH: Tensor, value_KNH: Tensor) -> Tensor
     )
     out_LNH = F.scaled_dot_product_attention(query, key, value)[0].transpose(0, 1)
     return rounded_to(out_LNH.flatten(1) * ATTENDED_SCALE, DTYPE)
+
+
+def has_kernel(
+    device: torch.device, num_queries: int, num_heads: int, width: int, num_keys: int
+) -> bool:
+    """Whether there is a kernel of cuDNN for these sizes L, N, H and K."""
+    return _kernel(device, num_queries, num_heads, width, num_keys) is not None
 
 
 @dataclass(frozen=True)

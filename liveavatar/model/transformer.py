@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from liveavatar.config import TransformerConfig
 from liveavatar.model.attention import CrossAttention, KeyValue, SelfAttention, attend
+from liveavatar.model.attention_backend import attend_window
 from liveavatar.model.audio_injection import (
     AudioEncoder,
     AudioInjection,
@@ -140,7 +141,7 @@ class Layer(nn.Module):
             (L, D), dtype of `hidden_LD`.
         """
         query_LNH = self._begin(hidden_LD, modulation_6D, rotation, cache)
-        attended_LD = attend(query_LNH, cache.window)
+        attended_LD = attend_window(query_LNH, cache.window)
         hidden_LD = self._finish_fused(hidden_LD, attended_LD, modulation_6D, text)
         if self.audio is None or audio is None:
             return hidden_LD

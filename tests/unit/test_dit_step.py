@@ -8,7 +8,7 @@ import torch
 from benchmarks import dit_step
 from benchmarks.kernel_times import covered
 from liveavatar.config import SamplingConfig, TransformerConfig
-from liveavatar.model.attention_backend import fastest_backend
+from liveavatar.model.attention_backend import AttentionShape, fastest_backend
 from liveavatar.plan.precision import Precision
 
 TINY_RUN = ["--shape", "tiny", "--size", "64*64", "--device", "cpu", "--forwards", "2"]
@@ -30,6 +30,7 @@ def test_every_precision_runs_and_reports(capsys: pytest.CaptureFixture[str]) ->
         assert report["tokens"] == 48
         assert report["median_ms"] > 0
         assert report["backend"] is None, "the CPU has one way to attend"
+        assert report["attention_ms"] == {}
 
 
 def test_what_waits_in_host_memory_is_copied_and_told(capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,7 +57,12 @@ def test_the_work_of_the_published_shape_is_the_specified() -> None:
 
 @pytest.mark.parametrize(
     ("options", "named"),
-    [(["--precision", "int4"], "int4"), (["--size", "688x368"], "688"), (["--layers", "0"], "num")],
+    [
+        (["--precision", "int4"], "int4"),
+        (["--size", "688x368"], "688"),
+        (["--layers", "0"], "num"),
+        (["--attention", "flash3"], "flash3"),
+    ],
 )
 def test_what_cannot_be_measured_is_refused_in_one_line(
     options: list[str], named: str, capsys: pytest.CaptureFixture[str]
@@ -68,7 +74,7 @@ def test_what_cannot_be_measured_is_refused_in_one_line(
 
 
 def test_the_cpu_is_left_to_choose_its_attention() -> None:
-    assert fastest_backend(torch.device("cpu"), torch.float32, 4, 8, 16) is None
+    assert fastest_backend(torch.device("cpu"), torch.float32, AttentionShape(4, 8, 2, 16)) is None
 
 
 def test_time_in_which_kernels_overlap_counts_once() -> None:
