@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
@@ -75,9 +74,6 @@ def test_latents_have_the_bits_of_resident_layers(
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(
-    not (torch.cuda.is_available() or os.environ.get("REQUIRE_GPUS")), reason="no CUDA device"
-)
 def test_latents_on_a_gpu_have_the_bits_of_resident_layers() -> None:
     device = torch.device("cuda")
     resident, shelved = (tiny.stage(range(4), TINY).to(device) for _ in range(2))

@@ -4,8 +4,6 @@ A CUDA graph holds addresses. What a forward reads or writes beside what it make
 here by address, on the CPU, for blocks and jobs that a recording would be replayed for.
 """
 
-import os
-
 import pytest
 import torch
 from torch import Tensor
@@ -98,9 +96,6 @@ def test_later_blocks_and_jobs_touch_what_the_recorded_one_did(kind: CacheKind) 
 
 @torch.no_grad()
 @pytest.mark.gpu
-@pytest.mark.skipif(
-    not (torch.cuda.is_available() or os.environ.get("REQUIRE_GPUS")), reason="no CUDA device"
-)
 @pytest.mark.parametrize("kind", ["exact", "8-bit", "e4m3"])
 def test_replayed_forwards_have_the_bits_of_forwards_by_hand(kind: CacheKind) -> None:
     device = torch.device("cuda")

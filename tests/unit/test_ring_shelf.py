@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from copy import deepcopy
 from dataclasses import replace
 
@@ -80,9 +79,6 @@ def test_layers_and_rings_may_both_wait() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(
-    not (torch.cuda.is_available() or os.environ.get("REQUIRE_GPUS")), reason="no CUDA device"
-)
 @pytest.mark.parametrize("kind", ["exact", "8-bit"])
 def test_latents_on_a_gpu_have_the_bits_of_resident_rings(kind: CacheKind) -> None:
     """Several times: a copy that overtakes another, or a kernel, need not do so at once."""
