@@ -134,6 +134,13 @@ class JobView(BaseModel):
     can_cancel: bool
 
 
+class WaitedForView(BaseModel):
+    """The worker group that a waiting video is for."""
+
+    state: str = Field(description="as of `/api/group`")
+    load_percent: int
+
+
 class SharedJobView(BaseModel):
     """A job as anybody with its link sees it."""
 
@@ -157,6 +164,7 @@ class SharedJobView(BaseModel):
     video_url: str | None
     download_url: str | None
     thumbnail_url: str | None
+    group: WaitedForView | None = Field(description="while the video waits for it, else null")
 
 
 class TierDefaults(BaseModel):

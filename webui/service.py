@@ -20,7 +20,7 @@ from liveavatar.errors import LiveAvatarError, RequestError
 from liveavatar.jobs.ceiling import one_lower
 from liveavatar.jobs.copies import Copies
 from liveavatar.jobs.forecast import Forecast
-from liveavatar.jobs.job import Job, JobSpec
+from liveavatar.jobs.job import Job, JobSpec, JobState
 from liveavatar.jobs.spool import Made, Spool, settled_name, writable
 from liveavatar.jobs.store import JobStore, new_job_id
 from liveavatar.media.ingest import check_prompt, coverage_notes, prompt_notes
@@ -175,8 +175,10 @@ class Service:
 
     def shared_view(self, job: Job) -> SharedJobView:
         """A job for whoever has its link."""
-        outlook = self._forecast.outlook(job)
-        return shared_view(job, self._made(job), outlook, self.settings.features)
+        outlook, features = self._forecast.outlook(job), self.settings.features
+        waits = job.state is JobState.QUEUED
+        group = group_view(self.store, admin=False) if waits else None
+        return shared_view(job, self._made(job), outlook, features, group)
 
     def video(self, job: Job) -> Path:
         """Where a job's finished video is, if there is one; SpoolUnavailableError."""

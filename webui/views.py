@@ -9,7 +9,7 @@ from liveavatar.config import FPS
 from liveavatar.jobs.forecast import Outlook
 from liveavatar.jobs.job import Job, JobState
 from liveavatar.jobs.spool import Made
-from webui.schemas import JobView, NoteView, SharedJobView
+from webui.schemas import GroupView, JobView, NoteView, SharedJobView, WaitedForView
 from webui.settings import Features
 
 
@@ -51,9 +51,20 @@ def job_view(job: Job, made: Made, outlook: Outlook | None, features: Features) 
     )
 
 
-def shared_view(job: Job, made: Made, outlook: Outlook | None, features: Features) -> SharedJobView:
-    """What somebody with the link may know; arguments as `job_view`."""
+def shared_view(
+    job: Job, made: Made, outlook: Outlook | None, features: Features, group: GroupView | None
+) -> SharedJobView:
+    """What somebody with the link may know.
+
+    Args:
+        job: as the rest, see `job_view`.
+        made: which files it has.
+        outlook: what it may expect.
+        features: what may be done here.
+        group: what it waits for, None when it is not queued.
+    """
     base = f"/s/{job.share_token}"
+    waits = WaitedForView(state=group.state, load_percent=group.load_percent) if group else None
     return SharedJobView(
         **_progress(job, outlook),
         title=job.spec.title,
@@ -64,6 +75,7 @@ def shared_view(job: Job, made: Made, outlook: Outlook | None, features: Feature
         video_url=f"{base}/video.mp4" if made.video else None,
         download_url=f"{base}/video.mp4?download=1" if made.video and features.download else None,
         thumbnail_url=f"{base}/thumbnail.jpg" if made.thumbnail else None,
+        group=waits,
     )
 
 

@@ -1,6 +1,7 @@
 // The page behind a share link: the stage and nothing else.
 
 import { Follower } from "./follower.js";
+import { address } from "./server.js";
 import { Stage } from "./stage.js";
 import { followTheme } from "./theme.js";
 import { applyTexts, chooseLanguage } from "./texts.js";
@@ -17,10 +18,15 @@ if (job) follow();
 else stage.showGone();
 
 function follow() {
-  stage.setBackdrop(job.thumbnail_url ?? "");
-  stage.show(job, null, true);
+  show(job);
   const follower = new Follower(`s/${start.dataset.token}/job`);
-  follower.addEventListener("news", (event) => stage.show(event.detail, null, true));
+  follower.addEventListener("news", (event) => show(event.detail));
   follower.addEventListener("lost", () => stage.showLost());
   follower.addEventListener("gone", () => stage.showGone());
+}
+
+function show(news) {
+  stage.setGroup(news.group);
+  stage.setBackdrop(news.thumbnail_url ? address(news.thumbnail_url) : "");
+  stage.show(news, null, true);
 }

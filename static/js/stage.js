@@ -6,8 +6,23 @@ import { FPS, Player } from "./player.js";
 import { address } from "./server.js";
 import { say, sayError, sayNote } from "./texts.js";
 
-// What a video waits for while the worker group is not ready, by the group's state.
-const BEFORE_READY = { starting: "starting", loading: "loading", restarting: "group_restarting" };
+// What a video waits for while the worker group is not ready, by the group's state: what is said of
+// that, and of the video.
+const BEFORE_READY = {
+  starting: ["starting", "loading_detail"],
+  loading: ["loading", "loading_detail"],
+  restarting: ["group_restarting", "kept_detail"],
+  failed: ["group_failed", "kept_failed"],
+  draining: ["server_stopping", "kept_stopped"],
+  stopped: ["group_stopped", "kept_stopped"],
+};
+// The same of a video that was interrupted, where that is more than that it goes on by itself.
+const INTERRUPTED = {
+  loading: "hold_loading",
+  failed: "hold_failed",
+  draining: "hold_stopped",
+  stopped: "hold_stopped",
+};
 
 const at = (id) => document.getElementById(id);
 
@@ -114,7 +129,8 @@ export class Stage {
     if (job.state === "queued") {
       const { state, load_percent: percent } = this.#group ?? {};
       if (state in BEFORE_READY) {
-        return words("queued", BEFORE_READY[state], { percent }, say("loading_detail"));
+        const [key, detail] = BEFORE_READY[state];
+        return words("queued", key, { percent }, say(detail));
       }
       const { position, eta_s: wait } = job;
       if (job.stage === "no group") return words("queued", "queued_no_group");
@@ -144,7 +160,7 @@ export class Stage {
   #whyItWaits({ rate, wait, hasPlayed }) {
     if (this.#job.state === "queued") { // interrupted: nothing is rendered now
       const { state, load_percent: percent } = this.#group ?? {};
-      return state === "loading" ? say("hold_loading", { percent }) : say("hold_interrupted");
+      return say(INTERRUPTED[state] ?? "hold_interrupted", { percent });
     }
     if (rate === null || wait === null) return say("hold_unknown");
     const values = { rate: factor(rate), wait: span(wait, say("second")) };

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
 from PIL import Image
 
@@ -22,7 +23,8 @@ from liveavatar.plan.shapes import Network
 from liveavatar.plan.tiers import TIERS
 from liveavatar.request import parse_size
 from tests.e2e.page_driver import choose_example, open_app, until, write_beeps
-from tests.web.live_server import PORTRAIT, Installation, Pace, serve
+from tests.patience import PATIENCE_S
+from tests.web.live_server import PORTRAIT, Installation, Pace, serve, submit
 from webui.auth import read_accounts
 from webui.offers import ServedModel
 from webui.schemas import describe
@@ -183,17 +185,38 @@ def test_a_video_that_waits_for_the_model_says_so(context: BrowserContext, addre
     page.route("**/live/*", lambda _route: None)  # never answered: there is no picture yet
     page.route("**/api/group", lambda route: answer(route, group))
     page.click("#la-generate")
-    for state, percent, language, headline in (
-        ("ready", 100, "en", "You are next"),
-        ("starting", 0, "en", "The model is still loading"),
-        ("starting", 0, "zh", "模型仍在加载"),
-        ("loading", 40, "zh", "正在加载模型 40%"),
-        ("loading", 40, "en", "Loading the model, 40 %"),
-        ("restarting", 0, "en", "Restarting the model"),
+    for state, percent, language, headline, detail in (
+        ("ready", 100, "en", "Next in the queue", "It goes on by itself"),
+        ("starting", 0, "en", "The model is still loading", "starts by itself"),
+        ("starting", 0, "zh", "模型仍在加载", "稍后自动开始"),
+        ("loading", 40, "zh", "正在加载模型 40%", "稍后自动开始"),
+        ("loading", 40, "en", "Loading the model, 40 %", "starts by itself"),
+        ("restarting", 0, "en", "Restarting the model", "The video is kept"),
+        ("failed", 0, "en", "Model failed to start", "The video is kept"),
+        ("failed", 0, "zh", "模型启动失败", "视频保留在队列中"),
+        ("stopped", 0, "zh", "模型已停止", "视频保留在队列中"),
+        ("stopped", 0, "en", "Model is stopped", "The video is kept"),
+        ("draining", 0, "en", "The server is being stopped", "The video is kept"),
     ):
         group |= {"state": state, "load_percent": percent}
         page.click(f"[data-language={language}]")
         until(page, f"document.getElementById('la-headline').textContent === '{headline}'")
+        assert detail in page.inner_text("#la-detail"), state
+
+
+def test_the_share_page_says_what_its_video_waits_for(
+    context: BrowserContext, tmp_path: Path
+) -> None:
+    loading = Installation(tmp_path, pace=Pace(load_s=60.0), with_page=True)
+    with serve(loading) as address, httpx.Client(base_url=address, timeout=PATIENCE_S) as client:
+        job = submit(client).json()
+        viewer = context.new_page()
+        viewer.goto(address + job["share_url"])
+        headline = "document.getElementById('la-headline').textContent"
+        until(viewer, f"/^Loading the model, \\d+ %$/.test({headline})")
+        loading.groups[0].die("a rank ended")
+        until(viewer, f"{headline} !== '' && !{headline}.startsWith('Loading')")
+        assert viewer.inner_text("#la-headline") != "Next in the queue"
 
 
 def test_the_operator_sees_and_lifts_the_highest_tier(browser: Browser, tmp_path: Path) -> None:

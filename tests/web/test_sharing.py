@@ -11,7 +11,16 @@ import httpx
 import pytest
 
 from tests.patience import PATIENCE_S
-from tests.web.live_server import PROMPT, SETTINGS, Installation, serve, submit, wait_for_state
+from tests.web.live_server import (
+    PROMPT,
+    SETTINGS,
+    Installation,
+    Pace,
+    serve,
+    submit,
+    wait_for_state,
+    wait_until,
+)
 from webui.settings import Features
 
 
@@ -58,6 +67,23 @@ def test_the_link_gives_nothing_private_and_no_power(client: httpx.Client) -> No
         assert stale.text.count(">LiveAvatar<") == 2, "the tab's title and the header's name"
         assert "<h1" not in stale.text
     assert client.get(f"/api/jobs/{job['id']}").status_code == 200
+
+
+def test_the_link_says_what_the_video_waits_for(tmp_path: Path) -> None:
+    installation = Installation(tmp_path, pace=Pace(load_s=40 * PATIENCE_S))
+    with (
+        serve(installation) as address,
+        httpx.Client(base_url=address, timeout=PATIENCE_S) as client,
+    ):
+        wait_until(lambda: client.get("/api/group").json()["num_groups"], "it starts")
+        job = submit(client).json()
+        shared = client.get(f"{job['share_url']}/job").json()
+        assert shared["group"] == {"state": "starting", "load_percent": 0}
+        installation.supervisor.stop()
+        shared = client.get(f"{job['share_url']}/job").json()
+        assert shared["group"] == {"state": "stopped", "load_percent": 0}
+        client.post(f"/api/jobs/{job['id']}/cancel")
+        assert client.get(f"{job['share_url']}/job").json()["group"] is None
 
 
 @pytest.mark.parametrize("share", [True, False])
