@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import threading
+import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 EXIT_ORPHANED = 3
+EXIT_DEAF = 4
 
 
 class Owner:
     """Who started this rank. When the pipe breaks, this process ends at once.
+
+    It ends too, and says why on its standard error, when something that comes cannot be taken.
 
     Args:
         pipe: to the owner.
@@ -48,3 +52,6 @@ class Owner:
                     self._take(message)
         except (EOFError, OSError):
             os._exit(EXIT_ORPHANED)
+        except BaseException:  # noqa: BLE001 - a border: a rank that hears nothing does not go on
+            traceback.print_exc()
+            os._exit(EXIT_DEAF)
