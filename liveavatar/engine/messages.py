@@ -1,7 +1,6 @@
 """What the supervisor and the ranks say to each other; small frozen values, sent over pipes.
 
-supervisor -> media rank    StagesReady, Submit, Cancel
-supervisor -> every rank    Stop
+supervisor -> media rank    StagesReady, Submit, Cancel, Stop
 rank -> supervisor          Loading, Ready, RankStatus, Failed
 media rank -> supervisor    Progress, Finished, Refused
 """

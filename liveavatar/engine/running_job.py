@@ -55,8 +55,12 @@ class RunningJob:
         stage: as the group says.
         first_frame_s: seconds from the claim to the first frame.
         cancel_wanted: somebody asked to cancel it.
+        cut_short: it was cancelled before its last frame.
         changed: whether the store does not have this yet.
-        finish_at: when its files may be finished, seconds of a clock that only rises.
+        claimed_at: seconds of a clock that only rises, as all that follow.
+        speed: of its frames.
+        finish_at: when its files may be finished.
+        finish_by: when that is given up; None while nothing has gone wrong with it.
     """
 
     number: int
@@ -75,6 +79,9 @@ class RunningJob:
     finish_at: float = 0.0
     finish_by: float | None = None
 
+    def __post_init__(self) -> None:
+        self.beginning = Beginning(self.claimed_at)
+
     def finish_later(self) -> bool:
         """Let its files be finished again, in a moment; False when that went on for too long."""
         now = time.monotonic()
@@ -83,9 +90,6 @@ class RunningJob:
             return False
         self.phase, self.finish_at = "rendered", now + _FINISH_AGAIN_S
         return True
-
-    def __post_init__(self) -> None:
-        self.beginning = Beginning(self.claimed_at)
 
     def note_progress(self, frames: int, stage: str) -> str:
         """Take what the group reports; returns what there is to say of it, see `Beginning`."""
