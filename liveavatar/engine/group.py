@@ -35,8 +35,11 @@ from liveavatar.engine.processes import (
     with_news,
 )
 from liveavatar.engine.sender import Sender
-from liveavatar.engine.watchdog import Limits, Watchdog
+from liveavatar.engine.watchdog import Limits, Watchdog, not_ready
 from liveavatar.errors import DeadlineError, EngineError, MemoryShortError, WorkerDiedError
+
+READY_S = 1800.0
+"""Seconds until a group has to be ready: all weights from a slow disk, every kernel compiled."""
 
 _LAST_WORDS_S = 1.0
 _LOG_LINES = 30
@@ -91,7 +94,8 @@ class WorkerGroup:
         self._folder = Path(tempfile.mkdtemp(prefix="liveavatar-"))
         self.spec = replace(spec, folder=self._folder)
         self._starting = set(range(spec.world_size))
-        limits = Limits(max(START_S, spec.silence_s), spec.silence_s, spec.timeout_s)
+        start_s = max(START_S, spec.silence_s)
+        limits = Limits(start_s, spec.silence_s, spec.timeout_s, READY_S)
         self._processes = RankProcesses(self.spec)
         self._watchdog = Watchdog(spec.world_size, limits, self._processes.is_stopped)
         self._pipes = list(self._processes.pipes)
@@ -108,7 +112,7 @@ class WorkerGroup:
         """Whether every rank has said Ready, as far as `next_event` was called."""
         return not self._starting and bool(self._pipes)
 
-    def wait_until_ready(self, timeout_s: float = 600.0) -> None:
+    def wait_until_ready(self, timeout_s: float = READY_S) -> None:
         """Wait until every rank has loaded and is connected; what else they report is dropped.
 
         Raises:
@@ -120,8 +124,7 @@ class WorkerGroup:
             while not self.is_ready:
                 self.next_event(max(0.0, deadline - time.monotonic()))
                 if time.monotonic() >= deadline and self._starting:
-                    ranks = ", ".join(map(str, sorted(self._starting)))
-                    raise DeadlineError(f"ranks {ranks} were not ready in {timeout_s:.0f} s")
+                    raise DeadlineError(not_ready(self._starting, timeout_s))
         except BaseException:
             self.kill()
             raise
@@ -142,7 +145,7 @@ class WorkerGroup:
 
         Raises:
             WorkerDiedError: a rank failed or ended; names it and says why.
-            DeadlineError: a rank is silent, or an open job makes no progress.
+            DeadlineError: a rank is silent or not ready in time, or an open job makes no progress.
         """
         if not self._pipes:
             raise WorkerDiedError("the worker group has ended; start another")

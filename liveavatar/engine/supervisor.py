@@ -21,7 +21,7 @@ from typing import Any
 from liveavatar.engine.chores import Chores
 from liveavatar.engine.disk_guard import DiskGuard
 from liveavatar.engine.group import Group
-from liveavatar.engine.group_state import GroupState
+from liveavatar.engine.group_state import GroupState, GroupWord
 from liveavatar.engine.held_jobs import HeldJobs
 from liveavatar.engine.identity import Identity, alone_with, hold_folder
 from liveavatar.engine.job_files import JobFiles, remove_stale_points
@@ -41,7 +41,6 @@ from liveavatar.engine.restarts import Restarts
 from liveavatar.engine.running_job import RunningJob
 from liveavatar.engine.supervisor_settings import DEFAULT_SETTINGS, SupervisorSettings
 from liveavatar.errors import (
-    DeadlineError,
     LiveAvatarError,
     SpoolUnavailableError,
     StoreUnavailableError,
@@ -174,7 +173,6 @@ class Supervisor:
             self._jobs.give_back("the server was stopped", counts=False)
 
     def _serve(self, group: Group) -> None:
-        deadline = time.monotonic() + self._settings.start_timeout_s
         while not self._stopping.is_set():
             at_files = any(running.work is not None for running in self._jobs)
             event = group.next_event(_FILES_WAIT_S if at_files else _EVENT_WAIT_S)
@@ -185,10 +183,6 @@ class Supervisor:
                     self.state.serve()
                     self._publish()
                 self._claim()
-            elif time.monotonic() > deadline:
-                raise DeadlineError(
-                    f"the worker group was not ready in {self._settings.start_timeout_s:.0f} s"
-                )
             self._pass_on(group)
             self._keep_house(group)
             if self._draining.is_set():
@@ -355,9 +349,9 @@ class Supervisor:
                 if running.phase == "in group":
                     group.cancel(running.number)
 
-    def _say(self, word: str) -> None:
+    def _say(self, word: GroupWord) -> None:
         if self.state.word != word:
-            self.state.word = word  # type: ignore[assignment]
+            self.state.word = word
             self._publish()
 
     def _publish(self) -> None:

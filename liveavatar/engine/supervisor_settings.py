@@ -17,7 +17,6 @@ class SupervisorSettings:
             that it does not wait behind a long one while another group is free.
         ability: which videos the group can make.
         lease_s: how long a claim holds without being renewed.
-        start_timeout_s: deadline for a group to be ready.
         first_backoff_s: wait before the first restart; it doubles with every failure in a row.
         longest_backoff_s: the longest such wait.
         healthy_after_s: a group that served so long failed for a new reason.
@@ -32,7 +31,6 @@ class SupervisorSettings:
     prepare_ahead_s: float = 30.0
     ability: Ability = EVERYTHING
     lease_s: float = 30.0
-    start_timeout_s: float = 1800.0
     first_backoff_s: float = 1.0
     longest_backoff_s: float = 60.0
     healthy_after_s: float = 60.0

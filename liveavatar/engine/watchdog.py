@@ -24,6 +24,10 @@ PREPARING_TIMES_REAL_TIME = 10.0
 """Encoding speech may take so many times its length before it is taken to be stuck."""
 
 
+ASKED_EVERY_S = 5.0
+"""An owner that asks more seldom was stopped itself, or its machine was: it could not hear."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """How long a group may be quiet, seconds.
@@ -33,15 +37,17 @@ class Limits:
         silence_s: a rank, from one word to the next; each says something every second. One that is
             stopped, as by SIGSTOP, is given no longer for its first word.
         progress_s: all ranks together, from one block of an open job to the next.
+        ready_s: all ranks, from their start until they are ready.
     """
 
     start_s: float
     silence_s: float
     progress_s: float
+    ready_s: float
 
 
 class Watchdog:
-    """Judges a group by what it says.
+    """Judges a group by what it says, as long as its owner listens.
 
     Args:
         num_ranks: ranks of the group.
@@ -61,6 +67,7 @@ class Watchdog:
         self._limits = limits
         self._is_stopped = is_stopped
         self._now = now
+        self._began = self._asked = now()
         self._heard = [now()] * num_ranks
         self._waits = [limits.start_s] * num_ranks
         self._starting = set(range(num_ranks))
@@ -97,10 +104,13 @@ class Watchdog:
         Args:
             quiet: ranks of which no message lies unread.
         """
+        self._forgive_what_was_not_heard()
         silences = (self._silence_of(rank) for rank in sorted(quiet))
         if silence := next(filter(None, silences), None):
             return silence
-        if self._starting or not self._jobs or len(quiet) < len(self._heard):
+        if self._starting:
+            return self._lateness()
+        if not self._jobs or len(quiet) < len(self._heard):
             return None
         allowed = max(self._jobs.values())
         if self._now() <= self._moved + allowed:
@@ -110,6 +120,20 @@ class Watchdog:
         )
         number = min(self._jobs)
         return f"job {number} made no progress for {allowed:.0f} s ({doing})"
+
+    def _forgive_what_was_not_heard(self) -> None:
+        """Let time stand still for the ranks while their owner was away."""
+        now = self._now()
+        away_s = max(0.0, now - self._asked - ASKED_EVERY_S)
+        self._asked = now
+        if away_s:
+            self._heard = [min(now, heard + away_s) for heard in self._heard]
+            self._began, self._moved = self._began + away_s, min(now, self._moved + away_s)
+
+    def _lateness(self) -> str | None:
+        if self._now() <= self._began + self._limits.ready_s:
+            return None
+        return not_ready(self._starting, self._limits.ready_s)
 
     def _silence_of(self, rank: int) -> str | None:
         """What is wrong with a rank of which no message lies unread."""
@@ -122,3 +146,10 @@ class Watchdog:
             return None
         cause = "its process is stopped" if stopped else "it hangs"
         return f"rank {rank} has said nothing for {allowed:.0f} s: {cause}"
+
+
+def not_ready(ranks: Collection[int], timeout_s: float) -> str:
+    """Say which ranks were not ready in time."""
+    names = ", ".join(map(str, sorted(ranks)))
+    were = f"rank {names} was" if len(ranks) == 1 else f"ranks {names} were"
+    return f"{were} not ready in {timeout_s:.0f} s"
