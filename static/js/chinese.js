@@ -8,6 +8,7 @@ export const chinese = {
   speech: "语音",
   speech_drop: "把录音拖到这里，或点击选择",
   speech_insecure: "麦克风需要 https 或 localhost；这里请上传录音文件。",
+  uploading: "正在上传…",
   prompt: "场景",
   prompt_hint: "谁在说话、在做什么、身处何处（建议用英文）",
   count_empty: "60 到 90 个字符效果最好",

@@ -9,6 +9,7 @@ export const english = {
   speech: "Speech",
   speech_drop: "Drop a recording here or choose one",
   speech_insecure: "The microphone needs https or localhost; here you can upload a recording.",
+  uploading: "Uploading…",
   prompt: "Scene",
   prompt_hint: "Who speaks, what they do, where they are",
   count_empty: "60 to 90 characters work best",

@@ -67,6 +67,7 @@ export function applyGradioTexts() {
     button?.setAttribute("aria-label", say(key));
     button?.setAttribute("title", say(key));
   }
+  document.documentElement.style.setProperty("--la-text-uploading", JSON.stringify(say("uploading")));
   for (const key of DRAWN) {
     // Browsers give out the microphone only over https or on localhost.
     const isSilent = key === "speech_drop" && !window.isSecureContext;

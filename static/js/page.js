@@ -13,21 +13,21 @@ import { address, ask } from "./server.js";
 import { Stage } from "./stage.js";
 import { TabTitle } from "./tab_title.js";
 import { applyTexts, chooseLanguage, language, say } from "./texts.js";
-import { watchUploads } from "./uploads.js";
+import { Uploads } from "./uploads.js";
 
 const SHOWN = "la_shown_job";
 const LEAVING_MS = 3000;
 const PATIENCE_MS = 30_000;
+const UPLOAD_MS = 1_800_000;
 const PRESSED = "#la-generate, #la-examples button, [id^=la-tell-]";
 const OPEN = new Set(["queued", "running"]);
 
 const at = (id) => document.getElementById(id);
 
-let refusedUpload = () => {};
-watchUploads((refusal) => refusedUpload(refusal));
+const uploads = new Uploads();
 const calls = new Calls();
 keepPresses("#la-form, #la-buttons");
-const examples = new Examples(calls);
+const examples = new Examples(calls, uploads);
 
 class Page {
   #stage = new Stage();
@@ -65,7 +65,7 @@ class Page {
     whenAnswered("la-filled", ({ example }) => examples.takeFilled(example));
     whenAnswered("la-chosen", ({ tier }) => this.#fields.chooseTier(tier));
     renewKey();
-    refusedUpload = (refusal) => this.#fields.showOnly(refusal);
+    uploads.addEventListener("refused", ({ detail }) => this.#fields.showOnly(detail));
     document.body.classList.toggle("la-insecure", !window.isSecureContext);
     new MutationObserver(() => applyGradioTexts()).observe(at("la-form"), {
       childList: true,
@@ -80,7 +80,10 @@ class Page {
   /** From a click on Generate to its answer; there is one for each click, within seconds. */
   #followCalls() {
     at("la-generate").addEventListener("click", () => this.#sending(LEAVING_MS), { capture: true });
-    examples.addEventListener("held", () => this.#sending(PATIENCE_MS));
+    examples.addEventListener("held", () => {
+      this.#sending(uploads.areComing ? UPLOAD_MS : PATIENCE_MS);
+    });
+    examples.addEventListener("dropped", () => this.#sending(0));
     examples.addEventListener("failed", ({ detail }) => this.#refuse(detail.message));
     const isOurs = ({ body }) => body.includes(keyField().value);
     calls.addEventListener("left", ({ detail }) => {

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -154,9 +155,98 @@ def test_a_press_that_waits_for_an_example_that_fails_is_refused(
     page.wait_for_selector(_SHOWN)
 
 
+def test_what_is_changed_while_an_example_is_on_its_way_stays(
+    context: BrowserContext, address: str, installation: Installation, tmp_path: Path
+) -> None:
+    page = open_app(context, address)
+    on_its_way = _hold_example(page, "ravi")
+    own = tmp_path / "own.png"
+    own.write_bytes((_EXAMPLES / "maya.png").read_bytes())
+    page.set_input_files("#la-portrait input[type=file]", str(own))
+    page.wait_for_selector("#la-portrait img")
+    page.fill("#la-prompt textarea", "A woman of my own choice")
+    on_its_way.continue_()
+    page.wait_for_selector("#la-speech .waveform-container")
+    job = _generated(page, context, address)
+    assert job["prompt"] == "A woman of my own choice"
+    assert _sent(installation, job, "portrait") == own.read_bytes()
+    assert _sent(installation, job, "speech") == (_EXAMPLES / "ravi.wav").read_bytes()
+
+
+def test_an_example_counts_over_a_file_that_was_chosen_before(
+    context: BrowserContext, address: str, installation: Installation
+) -> None:
+    page = open_app(context, address)
+    uploads: list[tuple[Route, APIResponse]] = []
+    page.route("**/upload?*", lambda route: uploads.append((route, route.fetch())))
+    page.set_input_files("#la-portrait input[type=file]", str(_EXAMPLES / "maya.png"))
+    wait_until(lambda: page.evaluate("true") and uploads, "the file has left")
+    assert "uploading-portrait" in page.get_attribute("body", "class")
+    choose_example(page, "ravi")
+    for route, answer in uploads:
+        route.fulfill(response=answer)
+    until(page, "!document.body.classList.contains('la-uploading-portrait')")
+    job = _generated(page, context, address)
+    assert _sent(installation, job, "portrait") == (_EXAMPLES / "ravi.png").read_bytes()
+
+
+def test_a_press_waits_for_the_file_that_is_on_its_way(
+    context: BrowserContext, address: str, installation: Installation
+) -> None:
+    page = open_app(context, address)
+    choose_example(page, "ravi")
+    page.click("#la-portrait button[aria-haspopup]")
+    uploads: list[Route] = []
+    page.route("**/upload?*", lambda route: uploads.append(route))
+    page.set_input_files("#la-portrait input[type=file]", str(_EXAMPLES / "maya.png"))
+    wait_until(lambda: page.evaluate("true") and uploads, "the file has left")
+    page.click("#la-generate")
+    until(page, "document.querySelector('#la-generate[aria-busy=true]')")
+    assert context.request.get(f"{address}/api/jobs").json() == []
+    uploads[0].continue_()
+    page.wait_for_selector(_SHOWN)
+    (job,) = context.request.get(f"{address}/api/jobs").json()
+    assert _sent(installation, job, "portrait") == (_EXAMPLES / "maya.png").read_bytes()
+
+
+def test_the_language_that_was_chosen_last_counts_for_the_tiers(
+    context: BrowserContext, address: str
+) -> None:
+    page = open_app(context, address)
+    chinese = _hold(page, "la-tell-zh", lambda: page.click("[data-language=zh]"))
+    english = _hold(page, "la-tell-en", lambda: page.click("[data-language=en]"))
+    for call in (english, chinese):
+        with page.expect_response(_CALLS):
+            call.continue_()
+    page.wait_for_timeout(300)  # what an answer changes is drawn in the next frames
+    page.click("#la-tier input")
+    choices = page.inner_text("ul.options")
+    assert "Fast" in choices, choices
+    assert "快速" not in choices, choices
+
+
+def _generated(page: Page, context: BrowserContext, address: str) -> Any:
+    """Press Generate; returns the one job of this browser."""
+    page.click("#la-generate")
+    page.wait_for_selector(_SHOWN)
+    (job,) = context.request.get(f"{address}/api/jobs").json()
+    return job
+
+
+def _sent(installation: Installation, job: Any, name: str) -> bytes:
+    (sent,) = installation.spool.job(job["id"]).path.glob(f"{name}.*")
+    return sent.read_bytes()
+
+
 def _hold_example(page: Page, name: str) -> Route:
     """Click an example; returns its call, which does not reach the server by itself."""
-    is_button = f"({{ props }}) => props.elem_id === 'la-example-{name}'"
+    button = f"la-example-{name}"
+    return _hold(page, button, lambda: page.click(f"#{button}"))
+
+
+def _hold(page: Page, name: str, act: Callable[[], None]) -> Route:
+    """Do what presses a button; returns its call, which does not reach the server by itself."""
+    is_button = f"({{ props }}) => props.elem_id === '{name}'"
     number = page.evaluate(f"gradio_config.components.find({is_button}).id")
     held: list[Route] = []
 
@@ -164,10 +254,10 @@ def _hold_example(page: Page, name: str) -> Route:
         if route.request.post_data_json["trigger_id"] == number:
             held.append(route)
         else:
-            route.continue_()
+            route.fallback()
 
     page.route(_CALLS, hold)
-    page.click(f"#la-example-{name}")
+    act()
     wait_until(lambda: page.evaluate("true") and held, "the call has left")
     return held[0]
 
