@@ -41,6 +41,7 @@ from liveavatar.errors import DeadlineError, EngineError, MemoryShortError, Work
 READY_S = 1800.0
 """Seconds until a group has to be ready: all weights from a slow disk, every kernel compiled."""
 
+_LOOK_S = 1.0
 _LAST_WORDS_S = 1.0
 _LOG_LINES = 30
 
@@ -147,29 +148,11 @@ class WorkerGroup:
             WorkerDiedError: a rank failed or ended; names it and says why.
             DeadlineError: a rank is silent or not ready in time, or an open job makes no progress.
         """
-        if not self._pipes:
-            raise WorkerDiedError("the worker group has ended; start another")
-        ready = with_news(self._pipes, timeout_s)
-        quiet = [rank for rank, pipe in enumerate(self._pipes) if pipe not in ready]
-        broken = []
-        for pipe in ready:
-            rank = self._pipes.index(pipe)
-            try:
-                message: Event = pipe.recv()
-            except (EOFError, OSError):
-                broken.append(rank)
-                continue
-            if isinstance(message, Failed):
-                raise self._first_cause(message)
-            self._watchdog.heard(rank, message)
-            if isinstance(message, Ready):
-                self._note_ready(message.rank)
-            self._complain(quiet)
-            return message
-        if broken:
-            raise self._death_of(broken[0])
-        self._complain(quiet)
-        return None
+        deadline = time.monotonic() + timeout_s
+        while True:  # the watchdog is asked meanwhile, also where no rank says a word
+            event = self._look(min(_LOOK_S, max(0.0, deadline - time.monotonic())))
+            if event is not None or time.monotonic() >= deadline:
+                return event
 
     def close(self, timeout_s: float = STOP_S) -> None:
         """Let the jobs at hand finish, then end the ranks; kill those that do not in time."""
@@ -207,6 +190,32 @@ class WorkerGroup:
             self.close()
         else:
             self.kill()
+
+    def _look(self, timeout_s: float) -> Event | None:
+        """Wait for the next report, see `next_event`."""
+        if not self._pipes:
+            raise WorkerDiedError("the worker group has ended; start another")
+        ready = with_news(self._pipes, timeout_s)
+        quiet = [rank for rank, pipe in enumerate(self._pipes) if pipe not in ready]
+        broken = []
+        for pipe in ready:
+            rank = self._pipes.index(pipe)
+            try:
+                message: Event = pipe.recv()
+            except (EOFError, OSError):
+                broken.append(rank)
+                continue
+            if isinstance(message, Failed):
+                raise self._first_cause(message)
+            self._watchdog.heard(rank, message)
+            if isinstance(message, Ready):
+                self._note_ready(message.rank)
+            self._complain(quiet)
+            return message
+        if broken:
+            raise self._death_of(broken[0])
+        self._complain(quiet)
+        return None
 
     def _complain(self, quiet: list[int]) -> None:
         complaint = self._watchdog.complaint(quiet)

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import forkserver, spawn
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -81,10 +81,11 @@ class RankProcesses:
         return rank < len(self._processes) and (self._exit_code(rank, deadline) or 0) < 0
 
     def is_stopped(self, rank: int) -> bool:
-        """Whether a signal keeps a rank from running; False where it has no process."""
+        """Whether a signal keeps a rank from running, or from being started."""
+        pid = self._processes[rank].pid if rank < len(self._processes) else _origin()
         try:
-            stat = Path(f"/proc/{self._processes[rank].pid}/stat").read_text(encoding="utf-8")
-        except (IndexError, OSError):
+            stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+        except OSError:
             return False
         return stat.rpartition(")")[2].split()[0] == _STOPPED
 
@@ -96,7 +97,10 @@ class RankProcesses:
     def kill(self) -> None:
         """End them all now and close the pipes."""
         self._is_unwanted.set()
-        self._starter.join(START_S)
+        self._starter.join(STOP_S)
+        if self._starter.is_alive():  # it waits for a process that hangs, or reads for too long
+            _end_origin(time.monotonic() + STOP_S)
+            self._starter.join(STOP_S)
         for process in self._processes:
             if process.is_alive():
                 process.kill()
@@ -127,6 +131,24 @@ class RankProcesses:
         finally:
             for pipe in pipes:
                 pipe.close()
+
+
+def _origin() -> int | None:
+    """Process that all ranks are forked from, if there is one."""
+    pid: int | None = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    return pid
+
+
+def _end_origin(deadline: float) -> None:
+    """Kill that process, so that the next group begins with another one."""
+    if (pid := _origin()) is None:
+        return
+    with suppress(ProcessLookupError, ChildProcessError):
+        os.kill(pid, signal.SIGKILL)
+        # Ended, but not yet heard of: that is for the library, which then starts another.
+        has_ended = os.WEXITED | os.WNOWAIT | os.WNOHANG
+        while os.waitid(os.P_PID, pid, has_ended) is None and time.monotonic() < deadline:
+            time.sleep(0.01)
 
 
 def refuse_while_importing() -> None:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -287,6 +288,22 @@ def test_a_rank_that_is_stopped_as_soon_as_it_exists_is_named(tiny: Path, victim
         with pytest.raises(DeadlineError, match=stopped_for_8_s(victim)):
             group.wait_until_ready(WAIT_S)
         assert none_runs(group.pids(), within_s=0)
+
+
+def test_ranks_whose_origin_is_stopped_are_named_and_the_next_group_has_another(
+    tiny: Path, folders: Path
+) -> None:
+    small = replace(spec(tiny, num_stages=1), silence_s=8.0)
+    with running(started(small)):
+        origin = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    os.kill(origin, signal.SIGSTOP)
+    with running(WorkerGroup(small)) as group:
+        with pytest.raises(DeadlineError, match=stopped_for_8_s(0)):
+            group.wait_until_ready(WAIT_S)
+        assert none_runs([origin], within_s=0)
+    with running(started(small)) as group:
+        assert group.is_ready
+    assert not list(folders.glob("liveavatar-*"))
 
 
 def stopped_for_8_s(rank: int) -> str:
