@@ -57,6 +57,14 @@ async def thumbnail(job_id: str, service: ServiceOf) -> Response:
     return _picture(await in_thread(service.thumbnail, job))
 
 
+@router.get("/posters/{job_id}.jpg", response_class=FileResponse)
+@router.head("/posters/{job_id}.jpg", include_in_schema=False)
+async def poster(job_id: str, service: ServiceOf) -> Response:
+    """A small picture of the portrait."""
+    job = await in_thread(service.job, job_id)
+    return _picture(await in_thread(service.poster, job))
+
+
 @router.get("/s/{token}/live.mp4", response_class=StreamingResponse)
 @router.head("/s/{token}/live.mp4", include_in_schema=False)
 async def shared_live(
@@ -90,6 +98,14 @@ async def shared_thumbnail(token: str, service: ServiceOf) -> Response:
     return _picture(await in_thread(service.thumbnail, job))
 
 
+@router.get("/s/{token}/poster.jpg", response_class=FileResponse)
+@router.head("/s/{token}/poster.jpg", include_in_schema=False)
+async def shared_poster(token: str, service: ServiceOf) -> Response:
+    """As `/posters`, for whoever has the link."""
+    job = await in_thread(service.shared_job, token)
+    return _picture(await in_thread(service.poster, job))
+
+
 async def _live(
     request: Request, job: Job, start: int, attempt: int | None, *, follow: bool
 ) -> Response:
@@ -120,5 +136,5 @@ def _video(job: Job, path: Path, *, download: bool) -> Response:
 
 def _picture(path: Path) -> Response:
     if not path.exists():
-        raise RefusalError(404, "there is no thumbnail yet")
+        raise RefusalError(404, "there is no such picture yet")
     return FileResponse(path, media_type="image/jpeg", headers=_KEPT)

@@ -129,7 +129,8 @@ class JobView(BaseModel):
     live_url: str
     video_url: str | None
     download_url: str | None
-    thumbnail_url: str | None
+    thumbnail_url: str | None = Field(description="a picture of the video, once there is one")
+    poster_url: str | None = Field(description="a picture of the portrait")
     share_url: str | None
     can_cancel: bool
 
@@ -163,7 +164,8 @@ class SharedJobView(BaseModel):
     live_url: str
     video_url: str | None
     download_url: str | None
-    thumbnail_url: str | None
+    thumbnail_url: str | None = Field(description="a picture of the video, once there is one")
+    poster_url: str | None = Field(description="a picture of the portrait")
     group: WaitedForView | None = Field(description="while the video waits for it, else null")
 
 

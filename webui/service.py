@@ -21,7 +21,7 @@ from liveavatar.jobs.ceiling import one_lower
 from liveavatar.jobs.copies import Copies
 from liveavatar.jobs.forecast import Forecast
 from liveavatar.jobs.job import Job, JobSpec, JobState
-from liveavatar.jobs.spool import Made, Spool, settled_name, writable
+from liveavatar.jobs.spool import JobFolder, Made, Spool, settled_name, writable
 from liveavatar.jobs.store import JobStore, new_job_id
 from liveavatar.media.ingest import check_prompt, coverage_notes, prompt_notes
 from liveavatar.media.notes import Note
@@ -151,7 +151,7 @@ class Service:
         prompt = self._prompt(form.prompt)
         limits = self.settings.limits
         with self._room_for_ingest():
-            portrait = self._reader.portrait(portrait_path, limits.portrait)
+            portrait = self._reader.portrait(portrait_path, limits.portrait, poster=True)
             speech = self._reader.speech(speech_path, limits.speech)
         folder = self.spool.new_upload()
         try:
@@ -161,6 +161,7 @@ class Service:
             with writable():
                 shutil.copyfile(portrait_path, folder / spec.portrait_name)
                 shutil.copyfile(speech_path, folder / spec.speech_name)
+                JobFolder(folder).poster.write_bytes(portrait.poster)
             return self._queue(spec, folder)
         finally:
             self.spool.discard(folder)
@@ -189,6 +190,11 @@ class Service:
         """Where a job's thumbnail is, if there is one; SpoolUnavailableError."""
         path = self.spool.job(job.id).thumbnail
         return self.copies.fetch(job, path) if self.copies else path
+
+    def poster(self, job: Job) -> Path:
+        """Where the small picture of a job's portrait is; SpoolUnavailableError."""
+        path = self.spool.job(job.id).poster
+        return self.copies.fetch_poster(job, path) if self.copies else path
 
     def jobs_of(self, owner: str) -> list[JobView]:
         """An owner's jobs, newest first."""

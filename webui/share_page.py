@@ -39,14 +39,14 @@ def fill_template(view: SharedJobView | None, token: str, static: Path) -> str:
 
     Without a job the page says that there is none.
     """
-    thumbnail = view.thumbnail_url if view else None
+    picture = view.thumbnail_url or view.poster_url if view else None
     title = html.escape(view.title if view else "LiveAvatar")
     return Template(_read("share.html")).substitute(
         head=head(static, "share", "../"),
         stage=_read("stage.html"),
         title=title,
         heading=f'<h1 class="la-share-title">{title}</h1>' if view else "",
-        thumbnail=html.escape(f"..{thumbnail}" if thumbnail else ""),
+        thumbnail=html.escape(f"..{picture}" if picture else ""),
         token=html.escape(token),
         job=view.model_dump_json().replace("<", "\\u003c") if view else "null",
     )

@@ -46,6 +46,7 @@ def job_view(job: Job, made: Made, outlook: Outlook | None, features: Features) 
         video_url=f"/media/{job.id}.mp4" if made.video else None,
         download_url=f"/media/{job.id}.mp4?download=1" if made.video else None,
         thumbnail_url=f"/thumbnails/{job.id}.jpg" if made.thumbnail else None,
+        poster_url=f"/posters/{job.id}.jpg" if made.poster else None,
         share_url=f"/s/{job.share_token}" if features.share else None,
         can_cancel=not job.state.has_ended and not job.cancel_requested,
     )
@@ -75,6 +76,7 @@ def shared_view(
         video_url=f"{base}/video.mp4" if made.video else None,
         download_url=f"{base}/video.mp4?download=1" if made.video and features.download else None,
         thumbnail_url=f"{base}/thumbnail.jpg" if made.thumbnail else None,
+        poster_url=f"{base}/poster.jpg" if made.poster else None,
         group=waits,
     )
 

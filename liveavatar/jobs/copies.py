@@ -6,10 +6,11 @@ import logging
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from liveavatar.errors import LiveAvatarError, SpoolUnavailableError, UnknownJobError
+from liveavatar.errors import LiveAvatarError, MediaError, SpoolUnavailableError, UnknownJobError
 from liveavatar.jobs.job import Job, JobState
 from liveavatar.jobs.live_copy import LiveCopy
 from liveavatar.jobs.mirror import Mirror
@@ -62,14 +63,13 @@ class Copies:
         Raises:
             SpoolUnavailableError: the storage is away.
         """
-        with self._lock:
-            self._used[job.id] = time.monotonic()
-            fetching = self._fetching.setdefault(path, threading.Lock())
-        with fetching:
-            if not path.exists():
-                if (cause := self._mirror.storage.complaint()) is not None:
-                    raise SpoolUnavailableError(f"{cause} now")  # at once, and not one by one
-                self._mirror.fetch_result(job.id, job.attempt, path)
+        return self._fetch(job, path, lambda: self._mirror.fetch_result(job.id, job.attempt, path))
+
+    def fetch_poster(self, job: Job, path: Path) -> Path:
+        """Let the small picture of a job's portrait be there, if there is one; as `fetch`."""
+        with suppress(MediaError):
+            name, folder = path.name, path.parent
+            self._fetch(job, path, lambda: self._mirror.fetch_inputs(job.id, [name], folder))
         return path
 
     def made(self, job: Job, folder: JobFolder) -> Made:
@@ -115,6 +115,17 @@ class Copies:
             with suppress(LiveAvatarError):
                 if self._store.get(job_id).state.has_ended:
                     self._mirror.remove_all_points(job_id)
+
+    def _fetch(self, job: Job, path: Path, load: Callable[[], object]) -> Path:
+        with self._lock:
+            self._used[job.id] = time.monotonic()
+            fetching = self._fetching.setdefault(path, threading.Lock())
+        with fetching:
+            if not path.exists():
+                if (cause := self._mirror.storage.complaint()) is not None:
+                    raise SpoolUnavailableError(f"{cause} now")  # at once, and not one by one
+                load()
+        return path
 
     def _ask(self, job: Job, folder: JobFolder, otherwise: Made) -> Made:
         names = folder.video.name, folder.thumbnail.name

@@ -1,6 +1,6 @@
 """What a job's files are called in a storage, and how attempts at a job follow one another there.
 
-    jobs/<job id>/inputs/portrait.<ext>  speech.<ext>
+    jobs/<job id>/inputs/portrait.<ext>  speech.<ext>  poster.jpg
     jobs/<job id>/<attempt>/begun.json   which take it is of, and what it goes on with
                             live/000000  live/000001 ...   parts of the growing file
                             video.mp4  thumbnail.jpg  failure.log

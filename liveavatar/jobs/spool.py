@@ -1,6 +1,7 @@
 """Files of the jobs: a folder for each, and uploads on their way to become one.
 
-    <data>/jobs/<job id>/portrait.<ext>  speech.<ext>  live.mp4  video.mp4  thumbnail.jpg
+    <data>/jobs/<job id>/portrait.<ext>  speech.<ext>  poster.jpg
+                          live.mp4  video.mp4  thumbnail.jpg
                           resume/...  live.<attempt>.mp4, where live.mp4 is a link to the newest
     <data>/uploads/<random>/...
 
@@ -34,10 +35,11 @@ _DISK_ERRORS = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EIO
 
 @dataclass(frozen=True)
 class Made:
-    """Which finished files a job has."""
+    """Which pictures and finished files a job has."""
 
     video: bool
     thumbnail: bool
+    poster: bool = True
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,11 @@ class JobFolder:
         return self.path / "thumbnail.jpg"
 
     @property
+    def poster(self) -> Path:
+        """A small JPEG of the portrait, there from the beginning."""
+        return self.path / "poster.jpg"
+
+    @property
     def resume(self) -> Path:
         """Folder of what an interrupted render goes on from."""
         return self.path / "resume"
@@ -92,7 +99,7 @@ class JobFolder:
 
     def made(self) -> Made:
         """Which finished files there are."""
-        return Made(self.video.exists(), self.thumbnail.exists())
+        return Made(self.video.exists(), self.thumbnail.exists(), self.poster.exists())
 
     def file(self, name: str) -> Path:
         """An input, by the name the job holds."""

@@ -5,6 +5,7 @@ python -m liveavatar.media.reader_child PARENT_PID
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import ctypes
 import json
@@ -23,6 +24,7 @@ from liveavatar.media.portrait import PortraitLimits, load_portrait
 from liveavatar.media.portrait_findings import has_face
 from liveavatar.media.sound_reader import SpeechLimits
 from liveavatar.media.speech import load_speech
+from liveavatar.media.thumbnail import poster_of
 
 # Measured: 0.3 GB to begin with and 27 bytes a pixel for a TIFF with transparency, 4 bytes a sample
 # and its copies for speech.
@@ -49,7 +51,8 @@ def _answer(question: dict[str, Any]) -> dict[str, Any]:
         if question["field"] == "nothing":
             return _nothing()
         if question["field"] == "portrait":
-            return _portrait(question["path"], PortraitLimits(**question["limits"]))
+            limits = PortraitLimits(**question["limits"])
+            return _portrait(question["path"], limits, poster=question.get("poster", False))
         return _speech(question["path"], SpeechLimits(**question["limits"]))
     except MediaError as error:
         return {"refused": str(error)}
@@ -63,11 +66,12 @@ def _nothing() -> dict[str, Any]:
     return {}
 
 
-def _portrait(path: str, limits: PortraitLimits) -> dict[str, Any]:
+def _portrait(path: str, limits: PortraitLimits, *, poster: bool) -> dict[str, Any]:
     _limit_memory(_BASE_BYTES + _BYTES_PER_PIXEL * limits.max_pixels)
     portrait = load_portrait(path, limits)
     notes = [asdict(note) for note in portrait.notes]
-    return {"size_hw": portrait.rgb.shape[:2], "notes": notes}
+    picture = base64.b64encode(poster_of(portrait.rgb)).decode() if poster else ""
+    return {"size_hw": portrait.rgb.shape[:2], "notes": notes, "poster": picture}
 
 
 def _speech(path: str, limits: SpeechLimits) -> dict[str, Any]:

@@ -8,6 +8,7 @@ lines of JSON.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import logging
@@ -34,7 +35,7 @@ _PER_MEGABYTE_S = 1.0
 
 _MOST_IDLE = 2
 _MOST_FILES = 500
-_MOST_ANSWER_BYTES = 65_536
+_MOST_ANSWER_BYTES = 262_144  # a poster of noise takes half of it
 _ENDS_S = 5.0
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -48,10 +49,12 @@ class PortraitFacts:
     Attributes:
         size_hw: height and width, pixels, upright.
         notes: findings, for the user.
+        poster: a small JPEG of it, empty unless it was asked for.
     """
 
     size_hw: tuple[int, int]
     notes: tuple[Note, ...]
+    poster: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -91,11 +94,14 @@ class MediaReader:
         """Start a process, so that the first file does not wait for one; returns at once."""
         threading.Thread(target=self._wake, name="media reader", daemon=True).start()
 
-    def portrait(self, path: Path, limits: PortraitLimits) -> PortraitFacts:
+    def portrait(
+        self, path: Path, limits: PortraitLimits, *, poster: bool = False
+    ) -> PortraitFacts:
         """As `load_portrait`, without the picture; MediaError also when it takes too much."""
-        facts = self._ask("portrait", path, asdict(limits))
+        facts = self._ask("portrait", path, asdict(limits), poster=poster)
         height, width = facts["size_hw"]
-        return PortraitFacts((int(height), int(width)), _notes(facts))
+        picture = base64.b64decode(facts["poster"])
+        return PortraitFacts((int(height), int(width)), _notes(facts), picture)
 
     def speech(self, path: Path, limits: SpeechLimits) -> SpeechFacts:
         """As `load_speech`, without the sound; MediaError also when it takes too much."""
@@ -113,8 +119,10 @@ class MediaReader:
         with self._child() as child:
             child.ask({"field": "nothing"}, self._base_s)
 
-    def _ask(self, field: Field, path: Path, limits: dict[str, Any]) -> dict[str, Any]:
-        question = {"field": field, "path": str(path.resolve()), "limits": limits}
+    def _ask(
+        self, field: Field, path: Path, limits: dict[str, Any], **more: bool
+    ) -> dict[str, Any]:
+        question = {"field": field, "path": str(path.resolve()), "limits": limits, **more}
         size = path.stat().st_size if path.is_file() else 0
         deadline_s = self._base_s + min(size, limits["max_bytes"]) / 1e6 * _PER_MEGABYTE_S
         with self._child() as child:

@@ -11,16 +11,13 @@ const WHILE_OPEN_MS = 3000;
 
 /** Events: "choose" with the job as `detail`; "list" with all jobs whenever they were read. */
 export class History extends EventTarget {
-  #portraits;
   #jobs = [];
   #shown = "";
   #chosen = "";
   #timer = 0;
 
-  /** @param {Map<string, string>} portraits pictures for videos that have none yet, by id. */
-  constructor(portraits) {
+  constructor() {
     super();
-    this.#portraits = portraits;
     window.addEventListener("la-language", () => {
       this.#shown = "";
       this.#draw();
@@ -73,8 +70,8 @@ export class History extends EventTarget {
       this.dispatchEvent(new CustomEvent("choose", { detail: job }));
     });
     const picture = element("span", "la-thumbnail");
-    const image = job.thumbnail_url ? address(job.thumbnail_url) : this.#portraits.get(job.id);
-    if (image) picture.style.backgroundImage = `url("${image}")`;
+    const image = job.thumbnail_url ?? job.poster_url;
+    if (image) picture.style.backgroundImage = `url("${address(image)}")`;
     if (OPEN.has(job.state)) {
       const bar = element("i", "la-progress");
       bar.style.width = `${(100 * job.frames) / Math.max(1, job.total_frames)}%`;

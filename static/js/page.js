@@ -33,8 +33,7 @@ class Page {
   #stage = new Stage();
   #title = new TabTitle();
   #fields = new Fields();
-  #portraits = new Map(); // of the videos that were sent from this page, by id
-  #history = new History(this.#portraits);
+  #history = new History();
   #group = new Group();
   #follower = null;
   #job = null;
@@ -117,7 +116,6 @@ class Page {
     }
     if (answer.id === this.#job?.id) return; // a double click
     renewKey();
-    this.#portraits.set(answer.id, document.querySelector("#la-portrait img")?.src ?? "");
     this.#open(answer, true);
     this.#history.refresh();
   }
@@ -152,8 +150,7 @@ class Page {
     const hasEnded = this.#job && OPEN.has(this.#job.state) && !OPEN.has(job.state);
     const hasBegun = this.#job?.state === "queued" && job.state === "running";
     this.#job = job;
-    const thumbnail = job.thumbnail_url ? address(job.thumbnail_url) : "";
-    this.#stage.setBackdrop(this.#portraits.get(job.id) || thumbnail);
+    this.#stage.setBackdrop(job.poster_url ? address(job.poster_url) : "");
     this.#stage.show(job, this.#rateOf(job), starts);
     document.body.classList.add("la-has-job");
     this.#title.show(job);

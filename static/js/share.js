@@ -27,6 +27,6 @@ function follow() {
 
 function show(news) {
   stage.setGroup(news.group);
-  stage.setBackdrop(news.thumbnail_url ? address(news.thumbnail_url) : "");
+  stage.setBackdrop(news.poster_url ? address(news.poster_url) : "");
   stage.show(news, null, true);
 }

@@ -43,6 +43,21 @@ pytestmark = [
 PACE = Pace(load_s=0.1, prepare_s=0.1, fps=30.0)
 
 
+# Width of the picture behind an element, 0 where there is none.
+_POSTER = """async (selector) => {
+  const { backgroundImage } = document.querySelector(selector).style;
+  const image = new Image();
+  image.src = /url\\("(.*)"\\)/.exec(backgroundImage)?.[1] ?? "";
+  return image.decode().then(() => image.naturalWidth, () => 0);
+}"""
+
+
+def has_portrait(page: Page) -> bool:
+    """Whether the stage shows the portrait in place of the idle drawing."""
+    width: int = page.evaluate(_POSTER, "#la-art")
+    return page.is_visible("#la-art.la-has-portrait") and width == 320
+
+
 def said_at(page: Page, field: str) -> str:
     page.wait_for_selector(f".la-notes[data-field={field}] li")
     return page.inner_text(f".la-notes[data-field={field}]")
@@ -174,14 +189,18 @@ def test_a_video_that_ended_before_its_first_picture_says_so(
 def test_a_video_that_waits_for_the_model_says_so(context: BrowserContext, address: str) -> None:
     group = {"state": "ready", "load_percent": 100}
     waits = {"state": "queued", "stage": "", "position": 1, "frames": 0, "eta_s": None}
+    waits |= {"video_url": None, "download_url": None, "thumbnail_url": None}
 
     def answer(route: Route, changed: dict[str, object]) -> None:
         said = route.fetch()
-        route.fulfill(response=said, json=said.json() | changed)
+        view = said.json()
+        many = [each | changed for each in view] if isinstance(view, list) else view | changed
+        route.fulfill(response=said, json=many)
 
     page = open_app(context, address)
     choose_example(page, "lin")
-    page.route("**/api/jobs/*", lambda route: answer(route, waits))
+    for jobs in ("**/api/jobs", "**/api/jobs/*"):
+        page.route(jobs, lambda route: answer(route, waits))
     page.route("**/live/*", lambda _route: None)  # never answered: there is no picture yet
     page.route("**/api/group", lambda route: answer(route, group))
     page.click("#la-generate")
@@ -202,6 +221,11 @@ def test_a_video_that_waits_for_the_model_says_so(context: BrowserContext, addre
         page.click(f"[data-language={language}]")
         until(page, f"document.getElementById('la-headline').textContent === '{headline}'")
         assert detail in page.inner_text("#la-detail"), state
+        assert has_portrait(page)
+    page.reload()
+    page.wait_for_selector("#la-numbers:not([hidden])")
+    assert has_portrait(page)
+    assert page.evaluate(_POSTER, ".la-thumbnail") > 0, "in the strip of videos, too"
 
 
 def test_the_share_page_says_what_its_video_waits_for(
@@ -212,6 +236,7 @@ def test_the_share_page_says_what_its_video_waits_for(
         job = submit(client).json()
         viewer = context.new_page()
         viewer.goto(address + job["share_url"])
+        assert has_portrait(viewer)
         headline = "document.getElementById('la-headline').textContent"
         until(viewer, f"/^Loading the model, \\d+ %$/.test({headline})")
         loading.groups[0].die("a rank ended")

@@ -222,7 +222,8 @@ def _address(chance: random.Random) -> Request:
     path = chance.choice(
         (
             f"/api/jobs/{junk}", f"/live/{junk}.mp4", f"/media/{junk}.mp4",
-            f"/thumbnails/{junk}.jpg", f"/s/{junk}", f"/s/{junk}/job", f"/s/{junk}/video.mp4",
+            f"/thumbnails/{junk}.jpg", f"/posters/{junk}.jpg",
+            f"/s/{junk}", f"/s/{junk}/job", f"/s/{junk}/video.mp4",
             f"/file={junk}", f"/static/{junk}", f"/static/js/{junk}", f"/assets/{junk}",
             f"/call/status/{junk}", f"/{junk}", "/queue/data",
             "/upload_progress", "/login", "/healthz", "/metrics", "/docs", "/", "/config",

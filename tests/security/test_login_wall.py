@@ -51,7 +51,9 @@ def files_of(installation: Installation) -> Iterator[str]:
         yield f"/file={stored}"
         job = submit(ann).json()
         done = wait_for_state(ann, job["id"], "done")
-        yield from (done[f"{name}_url"] for name in ("live", "video", "thumbnail", "share"))
+        yield from (
+            done[f"{name}_url"] for name in ("live", "video", "thumbnail", "poster", "share")
+        )
         yield from (f"{done['share_url']}/{name}" for name in ("job", "live.mp4", "video.mp4"))
         yield f"/api/jobs/{job['id']}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from PIL import Image
 
 from tests.patience import PATIENCE_S
 from tests.web.live_server import (
@@ -79,6 +81,10 @@ def test_the_link_says_what_the_video_waits_for(tmp_path: Path) -> None:
         job = submit(client).json()
         shared = client.get(f"{job['share_url']}/job").json()
         assert shared["group"] == {"state": "starting", "load_percent": 0}
+        for view in (job, shared):  # there is something to see before there is a video
+            assert view["thumbnail_url"] is None
+            picture = Image.open(io.BytesIO(client.get(view["poster_url"]).content))
+            assert (picture.format, max(picture.size)) == ("JPEG", 320)
         installation.supervisor.stop()
         shared = client.get(f"{job['share_url']}/job").json()
         assert shared["group"] == {"state": "stopped", "load_percent": 0}

@@ -170,6 +170,7 @@ def test_another_machine_goes_on_and_all_web_servers_show_one_video(s3_site: Sit
     assert len(decode_video(video)) == LONG
     assert late.thumbnail(done).read_bytes().startswith(b"\xff\xd8")
     assert late.job_view(done).thumbnail_url is not None
+    assert late.poster(done).read_bytes().startswith(b"\xff\xd8")
 
     wait_until(lambda: not loser.is_alive, "the loser gives up what it made")
     assert (
