@@ -166,7 +166,7 @@ class _Rendering:
                 self._submit(group, self._waiting.popleft())
             event = group.next_event(0.2)
             self._was_ready = self._was_ready or group.is_ready
-            if isinstance(event, RankStatus):
+            if isinstance(event, RankStatus) and group.is_ready:  # loading is no time of a video
                 self._times.take(event)
             elif isinstance(event, Progress) and event.number in self._open:
                 self._show(event.number, event.frames)

@@ -19,7 +19,7 @@ from PIL import Image
 from inference.batch import run_batch
 from inference.options import build_parser
 from liveavatar.engine.fake import FakeGroup, Pace
-from liveavatar.engine.messages import GroupSpec
+from liveavatar.engine.messages import GroupSpec, RankStatus
 from liveavatar.errors import ConfigError, WorkerDiedError
 from liveavatar.media.remux import count_frames
 from tests.e2e.command import PORTRAIT, ROOT, describe
@@ -138,6 +138,19 @@ def test_twenty_lines_three_bad_a_kill_and_a_run_again(
     nothing = Groups()
     assert run_batch(parsed(batch), nothing) == 2
     assert not nothing.made
+
+
+def test_what_ranks_do_before_they_are_ready_is_no_time_of_a_video(folder: Path) -> None:
+    loading = RankStatus(9, "loads", "cpu", None, 0, 0, 0, 1.0, "warm-up")
+
+    def make_group(_spec: GroupSpec) -> FakeGroup:
+        group = FakeGroup(Pace(load_s=2.0, prepare_s=0.01, fps=10.0))
+        group._events.put(loading)
+        return group
+
+    assert run_batch(parsed(write_batch(folder, line(1))), make_group) == 0
+    ranks = json.loads((folder / "v1.json").read_text())["ranks"]
+    assert [rank["rank"] for rank in ranks] == [0, 1, 2, 3]
 
 
 def test_another_request_under_the_same_name_is_made_anew(folder: Path) -> None:
