@@ -155,10 +155,20 @@ class Layer(nn.Module):
         Returns:
             Residual stream (C, D), and the un-rotated keys and values (C, N, H) for the cache.
         """
+        query_CNH, key_CNH, value_CNH, turned_CNH = self._begin_condition(
+            hidden_CD, modulation_6D, rotation
+        )
+        attended_CD = attend(query_CNH, KeyValue(turned_CNH, value_CNH))
+        finished_CD = self._finish_fused(hidden_CD, attended_CD, modulation_6D, text)
+        return finished_CD, KeyValue(key_CNH, value_CNH)
+
+    @fused
+    def _begin_condition(
+        self, hidden_CD: Tensor, modulation_6D: Tensor, rotation: Rotation
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Everything in front of a condition's attention: queries, keys, values, turned keys."""
         query_CNH, own = self._project(hidden_CD, modulation_6D, rotation)
-        rotated = KeyValue(rotate(own.key_KNH, rotation), own.value_KNH)
-        attended_CD = attend(query_CNH, rotated)
-        return self._finish(hidden_CD, attended_CD, modulation_6D, text), own
+        return query_CNH, own.key_KNH, own.value_KNH, rotate(own.key_KNH, rotation)
 
     @fused
     def _begin(
@@ -196,7 +206,7 @@ class Layer(nn.Module):
             return torch._addmm_activation(bias, modulated_LD, weight.t(), use_gelu=True)
         return _gelu(self.ffn_in(modulated_LD))
 
-    # The condition is run twice in a video: compiling for its size as well does not pay.
+    # For the condition's size as well: nobody sees a frame before it was run.
     _finish_fused = fused(_finish)
 
 
