@@ -156,6 +156,8 @@ class _Files:
 
     def _open(self) -> bytes:
         """Make the file, under a name that tells its kind; gives what is to be written."""
+        if not self._head:
+            raise RefusalError(415, "the file is empty (0 bytes); choose another")
         kind = sniff(self._head)
         if kind is None or kind.family == "other":
             what = "of an unknown kind" if kind is None else kind.label

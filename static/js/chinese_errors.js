@@ -19,8 +19,15 @@ export const chineseErrors = [
   ["portrait: is {kind}; expected a picture", "这个文件不是图片"],
   ["speech: is {kind}; expected a sound or video file", "这个文件不是声音"],
   ["the file is {kind}; expected a picture, a sound or a video", "文件格式不对：需要图片或声音"],
-  ["the file is {kind}; expected a picture", "这个文件不是图片"],
-  ["the file is {kind}; expected a sound or a video", "这个文件不是声音或视频"],
+  [
+    "the file is {kind}; expected a PNG, JPEG, WebP, TIFF, GIF or BMP picture",
+    "不支持这种文件；请使用 PNG、JPEG、WebP、TIFF、GIF 或 BMP 图片",
+  ],
+  [
+    "the file is {kind}; expected a WAV, MP3, FLAC, OGG or M4A sound, or a video",
+    "不支持这种文件；请使用 WAV、MP3、FLAC、OGG、M4A 录音，或带声音的视频",
+  ],
+  ["the file is empty (0 bytes); choose another", "这是空文件；请另选一个"],
   ["the file is larger than {most} MB, the most that is accepted", "文件超过 {most} MB 的上限"],
   ["portrait '{name}' is empty (0 bytes){more}", "图片是空文件，请重新上传"],
   ["speech '{name}' is empty (0 bytes){more}", "录音是空文件，请重新上传"],
@@ -33,7 +40,7 @@ export const chineseErrors = [
     "图片不完整或已损坏，无法读取；请重新导出为 PNG",
   ],
   [
-    "portrait '{name}' has {size} pixels; each side needs at least {least}{more}",
+    "portrait '{name}' has {size} pixels; each side needs at least {least}, so give a larger picture",
     "图片只有 {size} 像素；每边至少需要 {least} 像素",
   ],
   [
@@ -52,6 +59,28 @@ export const chineseErrors = [
     "speech '{name}' has {size} MB; at most {most} MB are accepted{more}",
     "录音有 {size} MB，最多 {most} MB；请截短或压缩后再上传",
   ],
+  [
+    "speech '{name}' holds no sound that can be decoded; export it again",
+    "录音中没有可读取的声音；请重新导出",
+  ],
+  [
+    "speech '{name}' is cut off or damaged: only {read} of {all} s can be read; upload it again",
+    "录音不完整或已损坏：{all} 秒中只能读取 {read} 秒；请重新上传",
+  ],
+  [
+    "speech '{name}' uses a codec this program cannot read; export it again as WAV or MP3",
+    "不支持录音的编码；请重新导出为 WAV 或 MP3",
+  ],
+  [
+    "{field}: takes too much time or memory to read, as damaged files do; export it again",
+    "读取此文件耗时或占用内存过多，可能已损坏；请重新导出",
+  ],
+  [
+    "speech '{name}' lasts {length} s; at least {least} s are needed",
+    "录音只有 {length} 秒，至少需要 {least} 秒",
+  ],
+  ["too many requests; try again in {wait} s", "请求过于频繁；请在 {wait} 秒后重试"],
+  ["too many uploads wait to be used; try again later", "等待使用的上传过多；请稍后再试"],
   ["speech '{name}' holds no sound; give a recording of the speech", "文件中没有声音；请上传语音录音"],
   [
     "speech '{name}' is cut off, damaged or not a sound file this program reads{more}",
@@ -83,6 +112,8 @@ export const chineseErrors = [
   ],
   ["the server is being stopped; submit again when it is back", "服务器正在停止；请在恢复后重新提交"],
   ["the server's disk is nearly full; no videos are taken now", "服务器磁盘将满，暂不接受新视频"],
+  ["rank {rank} failed: {reason}; it failed twice", "第 {rank} 号进程出错：{reason}（已失败两次）"],
+  ["{reason}; it failed twice", "{reason}（已失败两次）"],
   ["out of GPU memory; use a smaller size or more ranks", "显存不足；请选择更小的画质"],
   ["the server is busy reading other uploads; try again", "服务器正忙于读取其他上传；请稍后再试"],
 ];

@@ -57,7 +57,7 @@ export class Controls {
     drawIcon(at("la-mute"), muted ? "silent" : "sound", say(muted ? "unmute" : "mute"));
     drawIcon(at("la-full"), "full", say("fullscreen"));
     at("la-time").textContent = clock(position);
-    at("la-length").textContent = clock(total);
+    at("la-length").textContent = clock(total && Math.max(1, total)); // a moment is not nothing
     const share = (seconds) => `${total ? Math.min(100, (100 * seconds) / total) : 0}%`;
     at("la-made").style.width = share(made);
     at("la-played").style.width = share(position);

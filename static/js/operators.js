@@ -111,7 +111,7 @@ function memoryBar({ memory_bytes: used, memory_limit_bytes: limit }) {
 function jobList(group) {
   const jobs = group.jobs ?? [];
   const lines = jobs.map((job) =>
-    make("li", "", `${job.title} · ${say(`step_${job.state}`)} · ${job.frames} / ${job.total_frames}`),
+    make("li", "", `${job.title} · ${say(`step_${job.state}`)} · ${job.frames}\u00a0/\u00a0${job.total_frames}`),
   );
   return titled("op_jobs", lines);
 }

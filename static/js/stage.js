@@ -134,7 +134,7 @@ export class Stage {
       }
       const { position, eta_s: wait } = job;
       if (job.stage === "no group") return words("queued", "queued_no_group");
-      const starts = wait === null ? "" : say("queued_starts", { time: span(wait, say("second")) });
+      const starts = wait === null || wait < 1 ? "" : say("queued_starts", { time: span(wait, say("second")) });
       const detail = starts + say("queued_detail");
       return position > 1
         ? words("queued", "queued", { position }, detail)

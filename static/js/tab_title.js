@@ -21,5 +21,7 @@ export class TabTitle {
 
 function stateOf(job) {
   const share = Math.floor((100 * job.frames) / Math.max(1, job.total_frames));
-  return job.state === "running" && job.frames ? `${share} %` : say(`step_${stepOf(job)}`);
+  const step = stepOf(job);
+  const counts = job.state === "running" && step !== "stopping" && job.frames > 0;
+  return counts ? `${share} %` : say(`step_${step}`);
 }

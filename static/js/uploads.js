@@ -3,7 +3,10 @@
 
 // Gradio's uploads do not say for which field they are: the server names all that any of them takes.
 const ANY_KIND = "expected a picture, a sound or a video";
-const EXPECTED = { portrait: "expected a picture", speech: "expected a sound or a video" };
+const EXPECTED = {
+  portrait: "expected a PNG, JPEG, WebP, TIFF, GIF or BMP picture",
+  speech: "expected a WAV, MP3, FLAC, OGG or M4A sound, or a video",
+};
 const KINDS = { portrait: "image/", speech: "audio/" };
 const UPLOAD = /\/upload(\?|$)/;
 const TAKEN_IN_MS = 100; // from the answer until Gradio has put the file into the form

@@ -43,6 +43,8 @@ pytestmark = [
 PACE = Pace(load_s=0.1, prepare_s=0.1, fps=30.0)
 
 
+_NOTES = ".la-notes[data-field={}]"
+
 # Width of the picture behind an element, 0 where there is none.
 _POSTER = """async (selector) => {
   const { backgroundImage } = document.querySelector(selector).style;
@@ -80,10 +82,18 @@ def test_a_file_of_another_kind_is_refused_beside_its_field(
     context: BrowserContext, address: str, tmp_path: Path
 ) -> None:
     page = open_app(context, address)
-    for field, name in (("portrait", "archive.png"), ("speech", "archive.wav")):
-        (tmp_path / name).write_bytes(b"PK\x03\x04" + bytes(500))
+    heic = b"\0\0\0\x18ftypheic" + bytes(500)
+    for field, name, content, said in (
+        ("portrait", "photo.jpg", heic, "a HEIC picture; expected a PNG, JPEG, WebP, TIFF, GIF"),
+        ("portrait", "archive.png", b"PK\x03\x04" + bytes(500), "a ZIP archive"),
+        ("speech", "archive.wav", b"PK\x03\x04" + bytes(500), "a ZIP archive"),
+        ("speech", "nothing.wav", b"", "is empty (0 bytes)"),
+    ):
+        (tmp_path / name).write_bytes(content)
         page.set_input_files(f"#la-{field} input[type=file]", str(tmp_path / name))
-        assert "a ZIP archive" in said_at(page, field)
+        until(
+            page, f"document.querySelector('{_NOTES.format(field)}').textContent.includes('{said}')"
+        )
     choose_example(page, "maya")  # the fields take another file as before
     until(page, "document.querySelectorAll('.la-notes[data-field=portrait] li').length === 0")
 
@@ -146,6 +156,8 @@ def test_what_the_server_refuses_often_is_said_in_chinese(
     assert len(said) > 15
     assert [text for text in said if not re.match("[\u4e00-\u9fff]", text)] == []
     assert [text for text in said if "{" in text] == []
+    small = next(text for text in said if "8x8" in text)
+    assert "64" in small, "what varies is filled in"
 
 
 def test_the_operator_sees_every_rank_and_heat_only_where_it_is_measured(
@@ -188,7 +200,7 @@ def test_a_video_that_ended_before_its_first_picture_says_so(
 
 def test_a_video_that_waits_for_the_model_says_so(context: BrowserContext, address: str) -> None:
     group = {"state": "ready", "load_percent": 100}
-    waits = {"state": "queued", "stage": "", "position": 1, "frames": 0, "eta_s": None}
+    waits = {"state": "queued", "stage": "", "position": 1, "frames": 0, "eta_s": 29.5}
     waits |= {"video_url": None, "download_url": None, "thumbnail_url": None}
 
     def answer(route: Route, changed: dict[str, object]) -> None:
@@ -222,10 +234,32 @@ def test_a_video_that_waits_for_the_model_says_so(context: BrowserContext, addre
         until(page, f"document.getElementById('la-headline').textContent === '{headline}'")
         assert detail in page.inner_text("#la-detail"), state
         assert has_portrait(page)
+    group |= {"state": "ready"}
+    waits |= {"eta_s": 0.2}
+    until(page, "document.getElementById('la-detail').textContent.startsWith('It goes on')")
     page.reload()
     page.wait_for_selector("#la-numbers:not([hidden])")
     assert has_portrait(page)
     assert page.evaluate(_POSTER, ".la-thumbnail") > 0, "in the strip of videos, too"
+
+
+def test_the_tab_says_how_far_a_video_is_and_that_it_is_being_stopped(
+    context: BrowserContext, address: str
+) -> None:
+    page = open_app(context, address)
+    titles = page.evaluate(
+        """async () => {
+          const { TabTitle } = await import("/static/js/tab_title.js");
+          const job = { id: "x", state: "running", stage: "rendering", total_frames: 50 };
+          const title = new TabTitle();
+          return [{ frames: 0, can_cancel: true }, { frames: 5, can_cancel: true },
+                  { frames: 6, can_cancel: false }].map((more) => {
+            title.show({ ...job, ...more });
+            return document.title.split(" · ")[0];
+          });
+        }"""
+    )
+    assert titles == ["Rendering", "10 %", "Stopping"]
 
 
 def test_the_share_page_says_what_its_video_waits_for(
@@ -296,12 +330,15 @@ def refusals(folder: Path) -> list[str]:
     noise, long = folder / "noise.wav", folder / "long.wav"
     noise.write_bytes(b"RIFF" + b"\0" * 4 + b"WAVE" + b"noise" * 50)
     write_beeps(long, (0.1,), 3.0)
+    cut, header = folder / "cut.wav", folder / "header.wav"
+    cut.write_bytes(long.read_bytes()[:20_000])
+    header.write_bytes(long.read_bytes()[:44])
     tier = {"tier": "fast", "prompt": "p"}
     calls = [
         *(partial(load_portrait, path) for path in (small, damaged, noise, empty)),
         lambda: load_portrait(PORTRAIT, PortraitLimits(max_pixels=1000)),
         lambda: load_portrait(PORTRAIT, PortraitLimits(max_bytes=1000)),
-        *(partial(load_speech, path) for path in (empty, noise)),
+        *(partial(load_speech, path) for path in (empty, noise, cut, header)),
         lambda: load_speech(long, SpeechLimits(max_bytes=1000)),
         lambda: load_speech(long, SpeechLimits(max_seconds=1)),
         *(partial(check_prompt, text) for text in (" ", "p" * 5000, "a\0b")),
