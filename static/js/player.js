@@ -54,6 +54,8 @@ export class Player extends EventTarget {
       this.clear();
       this.#isWanted = starts;
     }
+    // What it was interrupted for says nothing of how fast it grows.
+    if (job.state === "queued") this.#meter = new GrowthMeter();
     this.#job = job;
     this.#expectedRate = expectedRate;
     if (this.#feed) {

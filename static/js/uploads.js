@@ -60,7 +60,7 @@ export class Uploads extends EventTarget {
   }
 
   async #follow(sending) {
-    const upload = this.#chosen;
+    const upload = { ...this.#chosen }; // one choice may be sent twice, as a recording is
     this.#coming.add(upload);
     this.#draw();
     try {
