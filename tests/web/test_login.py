@@ -117,7 +117,7 @@ def test_share_links_need_a_login_unless_they_are_opened(tmp_path: Path, is_open
             job = submit(ann).json()
             wait_for_state(ann, job["id"], "done")
         expected = 200 if is_open else 401
-        for path in ("", "/job", "/live.mp4", "/video.mp4", "/thumbnail.jpg"):
+        for path in ("", "/job", "/live.mp4", "/video.mp4", "/thumbnail.jpg", "/poster.jpg"):
             assert httpx.get(address + job["share_url"] + path).status_code == expected, path
         assert httpx.get(address + job["live_url"]).status_code == 401
 
