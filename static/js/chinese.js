@@ -136,7 +136,7 @@ export const chinese = {
   group_lost: "无法连接服务器，正在重试",
   group_ceiling: "显存紧张：新视频最高为“{tier}”",
   queue_waiting: "{count} 个排队",
-  model_demo: "演示模型：小型、可在 CPU 上运行，画的是卡通人脸，不是照片；在“快速”档口型最好。",
+  model_demo: "演示模型：小型、可在 CPU 上运行，画的是卡通人脸，不是照片。",
   model_random: "此模型为随机权重：能走完全部流程，但画面是噪声，不是人物。",
   log_out: "退出登录",
   operators: "机器状态",

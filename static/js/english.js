@@ -143,7 +143,7 @@ export const english = {
   group_lost: "Server not reached, trying again",
   group_ceiling: "Memory is short: new videos at most {tier}",
   queue_waiting: "{count} waiting",
-  model_demo: "Demo model: small, made for a CPU. It draws cartoon faces, not photographs, and speaks best at Fast.",
+  model_demo: "Demo model: small, made for a CPU. It draws cartoon faces, not photographs.",
   model_random: "This model has random weights: it runs every step but shows noise, not a person.",
   // Operators
   log_out: "Log out",
