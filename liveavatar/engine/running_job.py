@@ -53,7 +53,8 @@ class RunningJob:
         work: what goes on in another thread in the first and the last phase.
         frames: frames in its file.
         stage: as the group says.
-        first_frame_s: seconds from the claim to the first frame.
+        frames_before: those that earlier attempts left in its file, once the group said so.
+        first_frame_s: seconds from the claim to the first frame; of the attempt that made it.
         cancel_wanted: somebody asked to cancel it.
         cut_short: it was cancelled before its last frame.
         changed: whether the store does not have this yet.
@@ -70,6 +71,7 @@ class RunningJob:
     work: Future[Any] | None = None
     frames: int = 0
     stage: str = "preparing"
+    frames_before: int | None = None
     first_frame_s: float | None = None
     cancel_wanted: bool = False
     cut_short: bool = False
@@ -94,10 +96,15 @@ class RunningJob:
     def note_progress(self, frames: int, stage: str) -> str:
         """Take what the group reports; returns what there is to say of it, see `Beginning`."""
         now = time.monotonic()
-        if frames and self.first_frame_s is None:
-            self.first_frame_s = now - self.claimed_at
-        if frames:
+        if not self.job.frames:
+            self.frames_before = 0
+        elif self.frames_before is None and stage != "preparing":
+            self.frames_before = frames
+            self.first_frame_s = self.job.first_frame_s if frames else None
+        if self.frames_before is not None and frames > self.frames_before:
             self.speed.note(frames, now)
+            if self.first_frame_s is None:
+                self.first_frame_s = now - self.claimed_at
         self.frames, self.stage, self.changed = max(frames, self.frames), stage, True
         return self.beginning.note_progress(frames, stage, now)
 
