@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from liveavatar.engine.messages import Finished, Progress, Refused, RenderJob
+from liveavatar.engine.messages import Finished, Progress, Refused, RenderJob, Stage
 from liveavatar.errors import DeadlineError, MediaError
 from liveavatar.media.soundtrack import open_soundtrack
 from liveavatar.media.spoken_video import SpokenVideo
@@ -68,7 +68,7 @@ class LiveVideo:
         self._points = points
         self._to_skip = 0
         self.number = job.number
-        self._report = report
+        self._report, self._telling = report, threading.Lock()
         self._queue: queue.Queue[Frames | _Point | _Finish] = queue.Queue(maxsize=WAITING_BLOCKS)
         self._error: BaseException | None = None
         self.refused = False
@@ -87,6 +87,11 @@ class LiveVideo:
         """Whether the file is closed and its end reported."""
         self._raise_failure()
         return not self._thread.is_alive()
+
+    def tell_progress(self, stage: Stage = "rendering") -> None:
+        """Report the frames in the file; the number never falls, whichever thread tells it."""
+        with self._telling:
+            self._report(Progress(self.number, self.num_frames, stage))
 
     def skip(self, num_frames: int) -> None:
         """Drop the next frames: they are in the file that is gone on with."""
@@ -147,7 +152,7 @@ class LiveVideo:
                 self._points(next_one.block, next_one.tensors)
                 continue
             self._video.append(next_one)
-            self._report(Progress(self.number, self.num_frames, "rendering"))
-        self._report(Progress(self.number, self.num_frames, "finishing"))
+            self.tell_progress()
+        self.tell_progress("finishing")
         self._video.close()
         self._report(Finished(self.number, self.num_frames, next_one.cut_short))

@@ -21,7 +21,7 @@ from liveavatar.conditioning import Conditions, Encoders
 from liveavatar.config import FRAMES_PER_BLOCK
 from liveavatar.engine.autoencoder_turn import AutoencoderTurn
 from liveavatar.engine.live_video import LiveVideo
-from liveavatar.engine.messages import Progress, Refused, RenderJob
+from liveavatar.engine.messages import Refused, RenderJob
 from liveavatar.engine.preparation import Preparation, Prepared
 from liveavatar.engine.resume import JobPoints, MediaPoint
 from liveavatar.errors import CheckpointError, EngineError, MediaError
@@ -181,7 +181,7 @@ class MediaRank:
 
     def _begin(self, prepared: Prepared, video: LiveVideo, points: JobPoints | None) -> None:
         job, conditions = prepared.job, prepared.conditions
-        self._report(Progress(job.number, video.num_frames, "rendering"))
+        video.tell_progress()
         if video.num_frames >= job.timeline.num_frames:  # killed between the last block and the end
             video.finish(cut_short=False, timeout_s=self._plan.timeout_s)
             self._closing.append(video)
@@ -261,7 +261,7 @@ class MediaRank:
             self._end(opened)
         elif isinstance(message, FinishedBlock):
             opened.blocks_done += 1
-            self._report(Progress(message.job, opened.video.num_frames, "rendering"))
+            opened.video.tell_progress()
             self._send_speech(opened)
             opened.waiting.append(packet.tensors[0])
             if message.block == 0:

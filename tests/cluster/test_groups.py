@@ -97,8 +97,9 @@ def test_a_video_of_the_demo_model_goes_on_without_a_seam_when_its_machine_is_lo
     with site(tmp_path, pool, model="demo", storage=f"file://{tmp_path / 'storage'}") as here:
         pool.grow(2)
         here.wait_ready(2)
-        undisturbed, hurt = here.submit(frames=LONG), here.submit(frames=LONG)
-        wait(lambda: here.now(hurt).frames >= 60, "frames")
+        # Large enough that it is not done before the machine is really gone.
+        undisturbed, hurt = (here.submit(frames=LONG, width=128, height=128) for _ in range(2))
+        wait(lambda: here.now(hurt).frames >= 36, "frames")
         machines.kill(here.node_of(hurt))
         whole, again = here.wait_done(undisturbed, hurt)
         assert (whole.attempt, again.attempt, again.take, again.frames) == (1, 2, 1, LONG)

@@ -1,5 +1,8 @@
 """A checkpoint and jobs for the worker groups of a file of tests."""
 
+import multiprocessing.util
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,3 +21,17 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory: pytest.TempPathFactory) -> Studio:
     return Studio(tmp_path_factory.mktemp("studio"))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where groups make their folders; short, as a socket's path has to be."""
+    # Made now, or they would be made in here and go with it.
+    tmp_path_factory.getbasetemp()
+    multiprocessing.util.get_temp_dir()
+    with (
+        tempfile.TemporaryDirectory(prefix="groups-") as name,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(tempfile, "tempdir", name)
+        yield Path(name)

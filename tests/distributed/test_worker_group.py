@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing.util
 import os
 import signal
 import subprocess
 import sys
-import tempfile
 import textwrap
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -42,22 +39,11 @@ from tests.unit.mp4_material import decode_video
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where groups make their folders; short, as a socket's path has to be."""
-    # Made now, or they would be made in here and go with it.
-    tmp_path_factory.getbasetemp()
-    multiprocessing.util.get_temp_dir()
-    with (
-        tempfile.TemporaryDirectory(prefix="groups-") as name,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        patch.setattr(tempfile, "tempdir", name)
-        yield Path(name)
+pytestmark = pytest.mark.usefixtures("folders")
 
 
 @pytest.fixture(scope="module")
-def resident(tiny: Path) -> Iterator[WorkerGroup]:
+def resident(tiny: Path, folders: Path) -> Iterator[WorkerGroup]:  # noqa: ARG001  made first
     """One group for all tests that do not end it; it has to leave by itself."""
     group = started(spec(tiny))
     with running(group):
@@ -288,22 +274,6 @@ def test_a_rank_that_is_stopped_as_soon_as_it_exists_is_named(tiny: Path, victim
         with pytest.raises(DeadlineError, match=stopped_for_8_s(victim)):
             group.wait_until_ready(WAIT_S)
         assert none_runs(group.pids(), within_s=0)
-
-
-def test_ranks_whose_origin_is_stopped_are_named_and_the_next_group_has_another(
-    tiny: Path, folders: Path
-) -> None:
-    small = replace(spec(tiny, num_stages=1), silence_s=8.0)
-    with running(started(small)):
-        origin = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
-    os.kill(origin, signal.SIGSTOP)
-    with running(WorkerGroup(small)) as group:
-        with pytest.raises(DeadlineError, match=stopped_for_8_s(0)):
-            group.wait_until_ready(WAIT_S)
-        assert none_runs([origin], within_s=0)
-    with running(started(small)) as group:
-        assert group.is_ready
-    assert not list(folders.glob("liveavatar-*"))
 
 
 def stopped_for_8_s(rank: int) -> str:

@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from liveavatar.errors import MediaError
+from liveavatar.media import reader_process
 from liveavatar.media.portrait import PortraitLimits, load_portrait
 from liveavatar.media.reader_process import MediaReader
 from liveavatar.media.sound_reader import SpeechLimits
@@ -134,7 +135,8 @@ def test_a_file_that_takes_too_much_memory_is_refused_and_the_reader_goes_on(
     assert reader.speech(SPEECH, LIMITS).num_samples == len(load_speech(SPEECH).samples)
 
 
-def test_a_file_that_takes_too_long_is_given_up() -> None:
+def test_a_file_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader_process, "_PER_MEGABYTE_S", 0.0)
     hasty = MediaReader(base_s=0.0)  # not even time to begin
     before = children()
     with pytest.raises(MediaError, match=r"^speech: takes too much time or memory"):

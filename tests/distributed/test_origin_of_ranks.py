@@ -1,0 +1,34 @@
+"""The process that ranks are forked from: one that hangs is named, ended and replaced.
+
+In a file of its own, as no other group of this process may live meanwhile: its ranks are children
+of the old one, which alone knows how they end.
+"""
+
+import os
+import signal
+from dataclasses import replace
+from multiprocessing import forkserver
+from pathlib import Path
+
+import pytest
+
+from liveavatar.engine.group import WorkerGroup
+from liveavatar.errors import DeadlineError
+from tests.distributed.rendering import WAIT_S, none_runs, running, spec, started
+
+
+def test_ranks_whose_origin_is_stopped_are_named_and_the_next_group_has_another(
+    tiny: Path, folders: Path
+) -> None:
+    small = replace(spec(tiny, num_stages=1), silence_s=8.0)
+    with running(started(small)):
+        origin = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    os.kill(origin, signal.SIGSTOP)
+    with running(WorkerGroup(small)) as group:
+        stopped = "^rank 0 has said nothing for 8 s: its process is stopped$"
+        with pytest.raises(DeadlineError, match=stopped):
+            group.wait_until_ready(WAIT_S)
+        assert none_runs([origin], within_s=0)
+    with running(started(small)) as group:
+        assert group.is_ready
+    assert not list(folders.glob("liveavatar-*"))
