@@ -132,20 +132,26 @@ def test_another_machine_goes_on_and_all_web_servers_show_one_video(s3_site: Sit
     """The first machine is cut off, not gone: it writes on, and nobody sees that."""
     here = s3_site
     found: list[set[str]] = []
-    storage, taken = Storage(here.url), threading.Event()
+    storage, taken, written_on = Storage(here.url), threading.Event(), threading.Event()
 
     def leave_a_point(block: int) -> None:
         folder = here.folder_at(1, job) / "resume" / "layout"
         folder.mkdir(exist_ok=True)
         (folder / f"{block}.part").write_bytes(b"point")
         assert block < 5 or taken.wait(60)
+        assert block < 7 or written_on.wait(60)
 
     def look_for_points(_block: int) -> None:
         folder = here.folder_at(2, job) / "resume" / "layout"
         found.append({path.name for path in folder.glob("*")})
         taken.set()
 
+    def has_written_on() -> bool:
+        began = Mirror(storage).begun(job.id, 2)
+        return began is not None and len(storage.sizes(live)) > began.goes_on[0][1]
+
     job = submit_to(here.web, num_clip=3)
+    live = f"jobs/{job.id}/1/live"
     loser = here.group(Pace(0.05, 0.02, fps=200), UNAWARE, leave_a_point)
     winner = here.group(Pace(0.05, 0.02, fps=200), SUPERVISOR, look_for_points)
     loser.start()
@@ -172,10 +178,9 @@ def test_another_machine_goes_on_and_all_web_servers_show_one_video(s3_site: Sit
     assert late.job_view(done).thumbnail_url is not None
     assert late.poster(done).read_bytes().startswith(b"\xff\xd8")
 
+    wait_until(has_written_on, "the loser writes on")
+    written_on.set()
     wait_until(lambda: not loser.is_alive, "the loser gives up what it made")
-    assert (
-        len(storage.sizes(f"jobs/{job.id}/1/live")) > Mirror(storage).begun(job.id, 2).goes_on[0][1]
-    )  # type: ignore[union-attr]
     assert not here.folder_at(1, job).exists()
     assert not here.folder_at(2, job).exists()
     assert here.web.copies is not None
