@@ -10,13 +10,13 @@ their jobs wait for others. `room` asks an autoscaler for machines in advance.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import logging
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from liveavatar.cluster.pool import Pool
 from liveavatar.errors import ConfigError, LiveAvatarError
 
 
@@ -43,6 +43,12 @@ def run(options: argparse.Namespace) -> str:
     number = 1 if options.number is None else options.number
     if not 0 <= number <= 10_000:
         raise ConfigError(f"number: expected 0 to 10000, got {number}")
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError(
+            "Ray is not installed; .venv/bin/python -m pip install -r requirements-ray.txt"
+        )
+    from liveavatar.cluster.pool import Pool  # here, as it cannot be imported without Ray
+
     with Pool(options.ray_address) as pool:
         if options.action == "grow":
             return f"asked for groups {_listed(pool.grow(number))}"

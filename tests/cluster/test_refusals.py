@@ -29,6 +29,16 @@ def test_the_command_ends_at_once_in_one_line(
     assert re.search(message, line)
 
 
+def test_the_command_names_what_to_install_where_ray_is_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    assert main(["status"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: Ray is not installed; ")
+    assert "requirements-ray.txt" in line
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
