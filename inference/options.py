@@ -67,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--mesh", help='"STAGESxTPxSP" ranks, product num_gpus_dit; all are stages by default')
     add("--save_file", type=Path, help="MP4 to write")
     add("--batch", type=Path, help="JSONL file: a video a line, in place of the options above")
-    add("--resume", action="store_true", help="go on with what a killed run left")
+    add("--resume", action="store_true", help="go on with what a killed run left, not Ctrl-C")
     return parser
 
 
