@@ -99,14 +99,18 @@ class RankProcesses:
         self._is_unwanted.set()
         self._starter.join(STOP_S)
         if self._starter.is_alive():  # it waits for a process that hangs, or reads for too long
+            self._kill_started()  # first: without their origin all of them seem to have ended
             _end_origin(time.monotonic() + STOP_S)
             self._starter.join(STOP_S)
-        for process in self._processes:
-            if process.is_alive():
-                process.kill()
+        self._kill_started()
         self.join(time.monotonic() + STOP_S)
         for pipe in self.pipes:
             pipe.close()
+
+    def _kill_started(self) -> None:
+        for process in list(self._processes):
+            if process.is_alive():
+                process.kill()
 
     def _exit_code(self, rank: int, deadline: float) -> int | None:
         process = self._processes[rank]

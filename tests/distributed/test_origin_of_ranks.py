@@ -14,7 +14,8 @@ import pytest
 
 from liveavatar.engine.group import WorkerGroup
 from liveavatar.errors import DeadlineError
-from tests.distributed.rendering import WAIT_S, none_runs, running, spec, started
+from tests.distributed.rendering import WAIT_S, none_runs, running, spec, started, wait_until
+from tests.patience import PATIENCE_S
 
 
 def test_ranks_whose_origin_is_stopped_are_named_and_the_next_group_has_another(
@@ -31,4 +32,23 @@ def test_ranks_whose_origin_is_stopped_are_named_and_the_next_group_has_another(
         assert none_runs([origin], within_s=0)
     with running(started(small)) as group:
         assert group.is_ready
+    assert not list(folders.glob("liveavatar-*"))
+
+
+def test_a_stopped_rank_ends_with_a_group_whose_origin_is_stopped(
+    tiny: Path, folders: Path
+) -> None:
+    with running(started(spec(tiny, num_stages=1))):
+        origin = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    group = WorkerGroup(spec(tiny, num_stages=4))
+    with running(group):
+        processes = group._processes._processes
+        wait_until(lambda: len(processes) > 0, "a rank exists")
+        os.kill(origin, signal.SIGSTOP)
+        first = processes[0].pid
+        assert first is not None
+        os.kill(first, signal.SIGSTOP)
+        group._processes._starter.join(2.0)  # by then it waits for the origin
+        assert group._processes._starter.is_alive()
+    assert none_runs([origin, first], within_s=PATIENCE_S)
     assert not list(folders.glob("liveavatar-*"))
