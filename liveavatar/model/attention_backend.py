@@ -91,15 +91,17 @@ def measured_ms(
 ) -> Mapping[str, float]:
     """Milliseconds of one attention with each backend that a GPU has for it; none on the CPU.
 
-    Where there is no kernel for e4m3 it is attended to in bfloat16, and that is measured.
+    Where no kernel takes e4m3 it is attended to in bfloat16, and that is measured.
     """
-    names = candidates(device, dtype, shape)
-    if not names:
-        return measured_ms(device, torch.bfloat16, shape) if dtype == E4M3 else {}
-    width = (shape.num_heads, shape.head_dim)
-    query = torch.randn(shape.num_queries, *width, device=device).to(dtype)
-    key = torch.randn(shape.num_keys, *width, device=device).to(dtype)
-    return MappingProxyType(time_each(names, partial(attention_ms, query, KeyValue(key, key))))
+    timed: dict[str, float] = {}
+    if names := candidates(device, dtype, shape):
+        width = (shape.num_heads, shape.head_dim)
+        query = torch.randn(shape.num_queries, *width, device=device).to(dtype)
+        key = torch.randn(shape.num_keys, *width, device=device).to(dtype)
+        timed = time_each(names, partial(attention_ms, query, KeyValue(key, key)))
+    if not timed and dtype == E4M3:
+        return measured_ms(device, torch.bfloat16, shape)
+    return MappingProxyType(timed)
 
 
 def time_each(names: Iterable[str], milliseconds_of: Callable[[str], float]) -> dict[str, float]:

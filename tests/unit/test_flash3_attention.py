@@ -18,11 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from liveavatar.model import attention_backend
 from liveavatar.model.attention import KeyValue, attend
 from liveavatar.model.attention_backend import (
     AttentionShape,
     attend_window,
     candidates,
+    fastest_backend,
+    measured_ms,
     preferring,
     time_each,
 )
@@ -250,6 +253,26 @@ def test_a_refusal_leaves_the_others_and_one_line(caplog: pytest.LogCaptureFixtu
     assert warnings_in(caplog) == [
         "attention by flash3 is left out: flash3 does not take this width"
     ]
+
+
+def test_where_e4m3_is_refused_the_fastest_in_bfloat16_is_chosen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def milliseconds_of(query: Tensor, _: KeyValue, name: str) -> float:
+        if query.dtype == E4M3:
+            raise RuntimeError(f"{name} does not take this width")
+        return {"cudnn": 2.0, "flash": 1.0}[name]
+
+    def names_for(_: torch.device, dtype: torch.dtype, __: AttentionShape) -> list[str]:
+        return ["flash3"] if dtype == E4M3 else ["cudnn", "flash"]
+
+    randn = torch.randn
+    monkeypatch.setattr(torch, "randn", lambda *sizes, device: randn(*sizes))  # noqa: ARG005
+    monkeypatch.setattr(attention_backend, "candidates", names_for)
+    monkeypatch.setattr(attention_backend, "attention_ms", milliseconds_of)
+    measured_ms.cache_clear()
+    assert fastest_backend(CUDA, E4M3, AttentionShape(7, 11, 3, 16)) == "flash"
+    measured_ms.cache_clear()
 
 
 def test_a_name_that_cannot_be_had_falls_back_to_torch() -> None:
