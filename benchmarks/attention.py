@@ -11,7 +11,6 @@ there is nothing to choose from, and nothing is timed.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,8 +18,9 @@ from typing import Any
 import torch
 
 from benchmarks.environment import describe_environment
+from benchmarks.printing import print_reports
 from liveavatar.config import SamplingConfig, TransformerConfig
-from liveavatar.errors import ConfigError, LiveAvatarError
+from liveavatar.errors import ConfigError
 from liveavatar.model.attention_backend import AttentionShape, measured_ms
 from liveavatar.model.fp8 import DTYPE as E4M3
 from liveavatar.plan.transformer_memory import count_tokens
@@ -104,14 +104,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; returns the exit status."""
     options = parse_arguments(arguments)
-    try:
-        for report in run(options):
-            sys.stdout.write((json.dumps(report) if options.json else one_line(report)) + "\n")
-            sys.stdout.flush()
-    except LiveAvatarError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    return 0
+    return print_reports(run(options), one_line, as_json=options.json)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import statistics
 import sys
 import time
@@ -35,8 +34,9 @@ from benchmarks.ceilings import Ceilings, measure_ceilings
 from benchmarks.environment import describe_environment
 from benchmarks.group_run import first_layers
 from benchmarks.kernel_times import kernel_times
+from benchmarks.printing import print_reports
 from liveavatar.config import SamplingConfig, TransformerConfig
-from liveavatar.errors import ConfigError, LiveAvatarError
+from liveavatar.errors import ConfigError
 from liveavatar.model.attention_backend import BACKENDS
 from liveavatar.model.audio_injection import BlockAudio
 from liveavatar.model.checkpoint import Placement
@@ -433,14 +433,7 @@ def one_line(report: dict[str, Any]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; returns the exit status."""
     options = parse_arguments(arguments)
-    try:
-        for report in run(options):
-            sys.stdout.write((json.dumps(report) if options.json else one_line(report)) + "\n")
-            sys.stdout.flush()
-    except LiveAvatarError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    return 0
+    return print_reports(run(options), one_line, as_json=options.json)
 
 
 if __name__ == "__main__":

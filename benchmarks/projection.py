@@ -11,7 +11,6 @@ share that `dit_step` reports. Norms, gates, host and kernel starts are not coun
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,8 +19,8 @@ from typing import Any
 import torch
 
 from benchmarks.dit_step import SHAPES, TFLOP, Setting, work
+from benchmarks.printing import print_reports
 from liveavatar.config import FPS, FRAMES_PER_BLOCK, SamplingConfig
-from liveavatar.errors import LiveAvatarError
 from liveavatar.parallel.wavefront import Pipeline
 from liveavatar.plan import transformer_memory as stage
 from liveavatar.plan.layout import GIB, Machine, estimate_layout, split_stages
@@ -134,13 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--share", type=float, default=1.0, help="of the rates that is reached")
     parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     options = parser.parse_args(arguments)
-    try:
-        for report in run(options):
-            sys.stdout.write((json.dumps(report) if options.json else one_line(report)) + "\n")
-    except LiveAvatarError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    return 0
+    return print_reports(run(options), one_line, as_json=options.json)
 
 
 if __name__ == "__main__":

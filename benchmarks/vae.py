@@ -10,11 +10,10 @@ arithmetic of the convolutions and attention per block.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,7 +22,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.environment import describe_environment
-from liveavatar.errors import ConfigError, LiveAvatarError
+from benchmarks.printing import print_reports
+from liveavatar.errors import ConfigError
 from liveavatar.model.vae import Decoder, VAEConfig
 from liveavatar.model.vae_stream import DecoderState, decode_step, new_decoder_state
 
@@ -252,17 +252,15 @@ def one_line(report: dict[str, Any]) -> str:
     return line
 
 
+def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Measure what was asked for."""
+    yield measure(read_settings(options), compare_diffusers=options.compare_diffusers)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; returns the exit status."""
     options = parse_arguments(arguments)
-    try:
-        settings = read_settings(options)
-        report = measure(settings, compare_diffusers=options.compare_diffusers)
-    except LiveAvatarError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    sys.stdout.write((json.dumps(report) if options.json else one_line(report)) + "\n")
-    return 0
+    return print_reports(run(options), one_line, as_json=options.json)
 
 
 if __name__ == "__main__":

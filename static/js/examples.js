@@ -6,6 +6,8 @@ import { UNCHANGED } from "./calls.js";
 
 const WAITING = "#la-generate, #la-examples button";
 const MOST_MS = 30_000;
+/** Longest that a press on Generate waits for a file on its way, milliseconds. */
+export const UPLOAD_MS = 1_800_000;
 const FIELDS = ["portrait", "speech", "prompt"]; // in the order in which an example fills them
 const FILES = "#la-portrait, #la-speech";
 // Buttons in the fields for files that change what is there: remove, record, trim, where from.
@@ -16,8 +18,8 @@ const CHANGES = "[aria-haspopup], .record-button, .stop-button, .stop-button-pau
  * Watches the presses on examples and on Generate; to be made before the listeners that shall wait.
  *
  * Events: "held" when a press on Generate begins to wait; "failed" when it was given up because the
- * example did not come, with the server's `message`, empty where there is none, as `detail`; "dropped"
- * when it was given up because a file was refused, which is said elsewhere.
+ * example or the file did not come, with the server's `message`, empty where there is none, as `detail`;
+ * "dropped" when it was given up because a file was refused, which is said elsewhere.
  */
 export class Examples extends EventTarget {
   #filling = null; // the example that is on its way: its button, since when, and who waits for its end
@@ -47,10 +49,7 @@ export class Examples extends EventTarget {
     });
     uploads.admits = (at) => this.#admits(at);
     uploads.addEventListener("taken", () => this.#goOn());
-    uploads.addEventListener("refused", () => {
-      if (this.#filling) return;
-      if (this.#end().some(({ button }) => isGenerate(button))) this.dispatchEvent(new Event("dropped"));
-    });
+    uploads.addEventListener("refused", () => this.#drop());
   }
 
   /** The form holds this example: what was pressed meanwhile counts now. */
@@ -70,6 +69,9 @@ export class Examples extends EventTarget {
       return;
     }
     event.stopImmediatePropagation();
+    if (!this.#filling && !this.#held.length) {
+      this.#timer = setTimeout(() => this.#giveUp(""), UPLOAD_MS);
+    }
     this.#held.push({ button, at });
     if (isGenerate(button)) this.dispatchEvent(new Event("held"));
   }
@@ -110,10 +112,23 @@ export class Examples extends EventTarget {
     this.dispatchEvent(new CustomEvent("failed", { detail: { message } }));
   }
 
+  /** A file was refused: what waited for it is over, but not an example and what was pressed after it. */
+  #drop() {
+    if (this.#filling) return;
+    const held = this.#end();
+    if (!held.length) return;
+    this.dispatchEvent(new Event("dropped"));
+    const others = held.findIndex(({ button }) => !isGenerate(button));
+    if (others >= 0) this.#repeat(held.slice(others));
+  }
+
   /** Repeat the presses that waited, unless there is still something to wait for. */
   #goOn({ isOver = false } = {}) {
-    if (this.#filling && !isOver) return;
-    for (const { button, at } of this.#end()) { // after another example, the rest waits again
+    if (!this.#filling || isOver) this.#repeat(this.#end());
+  }
+
+  #repeat(held) {
+    for (const { button, at } of held) { // after another example, the rest waits again
       this.#again = at;
       button.click();
       this.#again = 0;

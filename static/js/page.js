@@ -1,7 +1,7 @@
 // The page: who tells whom.
 
 import { Calls } from "./calls.js";
-import { Examples } from "./examples.js";
+import { Examples, UPLOAD_MS } from "./examples.js";
 import { Fields } from "./fields.js";
 import { Follower } from "./follower.js";
 import { Group } from "./group.js";
@@ -9,7 +9,7 @@ import { applyGradioTexts } from "./gradio_texts.js";
 import { History } from "./history.js";
 import { FPS } from "./player.js";
 import { keepPresses } from "./presses.js";
-import { address, ask } from "./server.js";
+import { ask } from "./server.js";
 import { Stage } from "./stage.js";
 import { TabTitle } from "./tab_title.js";
 import { applyTexts, chooseLanguage, language, say } from "./texts.js";
@@ -18,7 +18,6 @@ import { Uploads } from "./uploads.js";
 const SHOWN = "la_shown_job";
 const LEAVING_MS = 3000;
 const PATIENCE_MS = 30_000;
-const UPLOAD_MS = 1_800_000;
 const PRESSED = "#la-generate, #la-examples button, [id^=la-tell-]";
 const OPEN = new Set(["queued", "running"]);
 
@@ -150,7 +149,6 @@ class Page {
     const hasEnded = this.#job && OPEN.has(this.#job.state) && !OPEN.has(job.state);
     const hasBegun = this.#job?.state === "queued" && job.state === "running";
     this.#job = job;
-    this.#stage.setBackdrop(job.poster_url ? address(job.poster_url) : "");
     this.#stage.show(job, this.#rateOf(job), starts);
     document.body.classList.add("la-has-job");
     this.#title.show(job);

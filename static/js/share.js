@@ -1,7 +1,6 @@
 // The page behind a share link: the stage and nothing else.
 
 import { Follower } from "./follower.js";
-import { address } from "./server.js";
 import { Stage } from "./stage.js";
 import { followTheme } from "./theme.js";
 import { applyTexts, chooseLanguage } from "./texts.js";
@@ -27,6 +26,5 @@ function follow() {
 
 function show(news) {
   stage.setGroup(news.group);
-  stage.setBackdrop(news.poster_url ? address(news.poster_url) : "");
   stage.show(news, null, true);
 }

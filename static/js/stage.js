@@ -56,6 +56,7 @@ export class Stage {
   show(job, expectedRate, starts) {
     this.#job = job;
     this.#isLost = this.#isGone = false;
+    this.#drawBackdrop(job.poster_url ?? job.thumbnail_url);
     this.#player.show(job, expectedRate, starts);
     this.draw();
   }
@@ -64,7 +65,7 @@ export class Stage {
   clear() {
     this.#job = null;
     this.#isLost = this.#isGone = false;
-    this.setBackdrop("");
+    this.#drawBackdrop(null);
     this.#player.clear();
     this.draw();
   }
@@ -89,12 +90,12 @@ export class Stage {
   }
 
   /** A picture behind the video, out of focus, and in the middle while there is no video. */
-  setBackdrop(url) {
-    const image = url ? `url("${url}")` : "";
+  #drawBackdrop(path) {
+    const image = path ? `url("${address(path)}")` : "";
     if (at("la-backdrop").style.backgroundImage === image) return;
     at("la-backdrop").style.backgroundImage = image;
     at("la-art").style.backgroundImage = image;
-    at("la-art").classList.toggle("la-has-portrait", Boolean(url));
+    at("la-art").classList.toggle("la-has-portrait", Boolean(path));
   }
 
   /** Bring the page in line with what is known. */

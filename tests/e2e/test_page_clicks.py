@@ -209,6 +209,53 @@ def test_a_press_waits_for_the_file_that_is_on_its_way(
     assert _sent(installation, job, "portrait") == (_EXAMPLES / "maya.png").read_bytes()
 
 
+def test_an_example_that_was_pressed_while_a_file_came_counts_where_the_file_is_refused(
+    context: BrowserContext, address: str, installation: Installation
+) -> None:
+    page = open_app(context, address)
+    uploads: list[Route] = []
+    page.route("**/upload?*", lambda route: uploads.append(route))
+    page.set_input_files("#la-portrait input[type=file]", str(_EXAMPLES / "maya.png"))
+    wait_until(lambda: page.evaluate("true") and uploads, "the file has left")
+    page.click("#la-generate")
+    page.click("#la-example-ravi")
+    assert context.request.get(f"{address}/api/jobs").json() == []
+    body = json.dumps({"error": {"field": None, "message": "the file is damaged"}})
+    uploads[0].fulfill(status=415, body=body)
+    page.wait_for_selector("#la-speech .waveform-container")
+    job = _generated(page, context, address)  # the press before was about the refused file
+    assert _sent(installation, job, "portrait") == (_EXAMPLES / "ravi.png").read_bytes()
+
+
+def test_a_press_waits_for_a_file_for_half_an_hour_at_most(
+    context: BrowserContext, address: str
+) -> None:
+    page = context.new_page()
+    page.clock.install()
+    page.goto(f"{address}/static/js/examples.js")
+    page.evaluate(
+        """async () => {
+          const { Examples } = await import("/static/js/examples.js");
+          const calls = Object.assign(new EventTarget(), { mendWith() {} });
+          window.uploads = Object.assign(new EventTarget(), { areComing: true });
+          window.told = [];
+          const examples = new Examples(calls, uploads);
+          for (const name of ["held", "failed", "dropped"]) {
+            examples.addEventListener(name, () => told.push(name));
+          }
+          const button = Object.assign(document.createElement("button"), { id: "la-generate" });
+          button.addEventListener("click", () => told.push("pressed"));
+          document.body.append(button);
+          button.click();
+        }"""
+    )
+    page.clock.fast_forward(1_799_000)
+    assert page.evaluate("told") == ["held"]
+    page.clock.fast_forward(2000)
+    page.evaluate("uploads.dispatchEvent(new Event('taken'))")
+    assert page.evaluate("told") == ["held", "failed"]
+
+
 def test_the_language_that_was_chosen_last_counts_for_the_tiers(
     context: BrowserContext, address: str
 ) -> None:

@@ -33,12 +33,17 @@ def job(store: JobStore) -> Job:
     return store.submit(spec(), LIMITS)
 
 
-def test_a_new_job_is_timed_from_its_claim(job: Job, clock: Clock) -> None:
-    running = RunningJob(1, job, Claim(job.id, 1), claimed_at=100.0)
-    for now, frames, stage in ((100.2, 0, "preparing"), (101.0, 0, "rendering"),
-                               (102.0, 12, "rendering"), (103.0, 36, "rendering")):  # fmt: skip
+def note(running: RunningJob, clock: Clock, *rows: tuple[float, int, str]) -> None:
+    """Tell the job its progress: at which time, how many frames, which stage."""
+    for now, frames, stage in rows:
         clock.now = now
         running.note_progress(frames, stage)
+
+
+def test_a_new_job_is_timed_from_its_claim(job: Job, clock: Clock) -> None:
+    running = RunningJob(1, job, Claim(job.id, 1), claimed_at=100.0)
+    note(running, clock, (100.2, 0, "preparing"), (101.0, 0, "rendering"))
+    note(running, clock, (102.0, 12, "rendering"), (103.0, 36, "rendering"))
     assert running.first_frame_s == pytest.approx(2.0)
     assert running.speed.fps == pytest.approx(24.0)
 
@@ -47,13 +52,10 @@ def test_a_job_that_goes_on_is_as_fast_as_its_new_frames(job: Job, clock: Clock)
     """The time to encode inputs and to rebuild caches again is not that of a frame."""
     begun = replace(job, frames=48, first_frame_s=1.5)
     running = RunningJob(1, begun, Claim(job.id, 2), claimed_at=100.0)
-    for now, frames, stage in ((100.2, 0, "preparing"), (101.0, 60, "rendering"),
-                               (109.0, 72, "rendering")):  # fmt: skip
-        clock.now = now
-        running.note_progress(frames, stage)
+    for row in ((100.2, 0, "preparing"), (101.0, 60, "rendering"), (109.0, 72, "rendering")):
+        note(running, clock, row)
         assert running.speed.fps is None
-    clock.now = 110.0
-    running.note_progress(96, "rendering")
+    note(running, clock, (110.0, 96, "rendering"))
     assert running.speed.fps == pytest.approx(24.0)
     assert running.first_frame_s == 1.5
 
@@ -61,8 +63,5 @@ def test_a_job_that_goes_on_is_as_fast_as_its_new_frames(job: Job, clock: Clock)
 def test_a_job_that_begins_anew_is_timed_anew(job: Job, clock: Clock) -> None:
     lost = replace(job, frames=48, first_frame_s=1.5)
     running = RunningJob(1, lost, Claim(job.id, 2), claimed_at=100.0)
-    for now, frames, stage in ((100.2, 0, "preparing"), (101.0, 0, "rendering"),
-                               (104.0, 12, "rendering")):  # fmt: skip
-        clock.now = now
-        running.note_progress(frames, stage)
+    note(running, clock, (100.2, 0, "preparing"), (101.0, 0, "rendering"), (104.0, 12, "rendering"))
     assert running.first_frame_s == pytest.approx(4.0)
