@@ -313,7 +313,8 @@ def work(setting: Setting) -> tuple[float, float, float]:
     tokens = stage.count_tokens(config, setting.size_hw, setting.sampling)
     keys = tokens.condition + tokens.ring
     products = config.num_layers * (6 * dim * dim + 2 * dim * config.ffn_dim)
-    products += len(config.audio_inject_layers) * 2 * dim * dim
+    told = config.num_heads * (config.num_audio_token + 1)
+    products += len(config.audio_inject_layers) * (dim + told) * dim
     attention = config.num_layers * 4 * dim * (keys + config.text_len)
     restored = 0.0
     if setting.precision.quantises_cache:

@@ -5,7 +5,9 @@ Shapes: L query tokens, K keys, D model width, N heads, H head width, F latent f
 Source: Wan-Video/Wan2.2 wan/modules/model.py at 42bf4cf.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -63,6 +65,14 @@ def attend(query_LNH: Tensor, kv: KeyValue) -> Tensor:
     return out if query_LNH.ndim == 4 else out[0]
 
 
+def multiply(linear: nn.Module, tokens: Tensor) -> Tensor:
+    """Multiply tokens (..., in) by the matrix of a linear layer of any kind, without its bias."""
+    if isinstance(linear, nn.Linear):
+        return F.linear(tokens, linear.weight)
+    product = cast(Callable[[Tensor], Tensor], linear.product)
+    return product(tokens)
+
+
 class SelfAttention(nn.Module):
     """Projections around self-attention; q, k and v are one matrix of 3D rows."""
 
@@ -113,6 +123,31 @@ class CrossAttention(nn.Module):
         return KeyValue(
             self.norm_k(key).unflatten(-1, heads), value.contiguous().unflatten(-1, heads)
         )
+
+    def weigh(self, tokens: Tensor, key_FKNH: Tensor) -> Tensor:
+        """Weights of each head for few keys, from tokens (F, L, D); (F, L, N*K), dtype of both.
+
+        Raises:
+            ValueError: there are more keys than a head is wide.
+        """
+        query = self.norm_q(self.q(tokens)).unflatten(-1, (self.num_heads, -1))
+        count, width = key_FKNH.shape[1], key_FKNH.shape[-1]
+        if count > width:
+            raise ValueError(f"expected at most {width} keys, as a head is wide, got {count}")
+        # Attention to unit vectors gives the weights themselves.
+        units_KH = torch.eye(count, width, dtype=query.dtype, device=query.device)
+        value_FKNH = units_KH[:, None].expand_as(key_FKNH)
+        weights = attend(query, KeyValue(key_FKNH, value_FKNH)).unflatten(-1, (-1, width))
+        return weights[..., :count].flatten(-2)
+
+    def tell(self, value_FKNH: Tensor) -> Tensor:
+        """Take the values of each head, alone, through the output matrix, its bias left out.
+
+        Returns:
+            (F, N*K, D), for the weights of `weigh`.
+        """
+        apart_FNKNH = torch.diag_embed(value_FKNH.transpose(-1, -2), dim1=1, dim2=3)
+        return multiply(self.o, apart_FNKNH.flatten(3).flatten(1, 2))
 
     def forward(self, tokens: Tensor, context: KeyValue) -> Tensor:
         """Attend from `tokens` (L, D) or (F, L, D) to `context`; the result has the same shape."""

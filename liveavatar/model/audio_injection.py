@@ -1,20 +1,22 @@
 """Speech into the transformer: the causal audio encoder, and its injection after chosen layers.
 
 Shapes: A audio feature width, V video frames, F latent frames (V/4), L tokens of a block, P tokens
-of one latent frame (L = F*P), D model width, N heads, H head width, Y wav2vec hidden states.
+of one latent frame (L = F*P), K speech tokens of one, D model width, N heads, H head width,
+X = N*K, Y wav2vec hidden states.
 
 Source: Wan-Video/Wan2.2 wan/modules/s2v at 42bf4cf, `CausalAudioEncoder` and `AudioInjector_WAN`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from liveavatar.model.attention import CrossAttention, KeyValue
+from liveavatar.model.attention import CrossAttention
 from liveavatar.model.fusing import fused
+from liveavatar.model.norms import layer_norm
 
 # An output frame sees 9 video frames: two stride-2 convolutions over one of stride 1, kernel 3
 # each. Five copies of the first frame in front and the first two outputs dropped give the same
@@ -44,32 +46,34 @@ class InjectedAudio:
 
     Attributes:
         shift_F1D, scale_F1D: adaptive norm per latent frame.
-        tokens: keys and values (F, 5, N, H).
+        key_FKNH: keys of the speech tokens.
+        told_FXD: what each head adds to the residual stream for each token, (F, N*K, D): its value,
+            taken through the head's part of the output matrix.
         frame_tokens: how many of the tokens at hand are of each latent frame; None when they are
             all there, as many of every frame.
     """
 
     shift_F1D: Tensor
     scale_F1D: Tensor
-    tokens: KeyValue
+    key_FKNH: Tensor
+    told_FXD: Tensor
     frame_tokens: tuple[int, ...] | None = None
 
     def copy(self) -> "InjectedAudio":
         """The same numbers in memory of their own."""
-        tokens = KeyValue(self.tokens.key_KNH.clone(), self.tokens.value_KNH.clone())
-        shift_F1D, scale_F1D = self.shift_F1D.clone(), self.scale_F1D.clone()
-        return InjectedAudio(shift_F1D, scale_F1D, tokens, self.frame_tokens)
+        shift, scale, key, told = (tensor.clone() for tensor in self.tensors)
+        return InjectedAudio(shift, scale, key, told, self.frame_tokens)
 
     @property
     def tensors(self) -> list[Tensor]:
         """All numbers of it."""
-        return [self.shift_F1D, self.scale_F1D, self.tokens.key_KNH, self.tokens.value_KNH]
+        return [self.shift_F1D, self.scale_F1D, self.key_FKNH, self.told_FXD]
 
     def of_frame(self, frame: int) -> "InjectedAudio":
         """What one latent frame of the block hears."""
         one = slice(frame, frame + 1)
-        speech = KeyValue(self.tokens.key_KNH[one], self.tokens.value_KNH[one])
-        return InjectedAudio(self.shift_F1D[one], self.scale_F1D[one], speech)
+        shift, scale, key, told = (tensor[one] for tensor in self.tensors)
+        return InjectedAudio(shift, scale, key, told)
 
 
 def fill_audio(kept: Sequence[InjectedAudio | None], heard: Sequence[InjectedAudio | None]) -> None:
@@ -138,12 +142,21 @@ class AudioEncoder(nn.Module):
 
 
 class AudioInjection(nn.Module):
-    """Cross-attention of each latent frame to its own speech tokens, after a transformer layer."""
+    """Cross-attention of each latent frame to its own speech tokens, after a transformer layer.
+
+    A block has few speech tokens and many of its own, and runs once per denoise step. So the output
+    matrix meets the values of the speech, once a block, and not their averages in every forward: a
+    head's weights then add up what it makes of each token, which is the same sum in another order.
+
+    Attributes:
+        total: adds up what is told over ranks that share the heads out.
+    """
 
     def __init__(self, dim: int, num_heads: int, eps: float, dtype: torch.dtype) -> None:
         super().__init__()
         self.attention = CrossAttention(dim, num_heads, eps, dtype)
         self.adain = nn.Linear(dim, 2 * dim, dtype=dtype)
+        self.total: Callable[[Tensor], Tensor] = _all_here
 
     def prepare(
         self, audio: BlockAudio, frame_tokens: tuple[int, ...] | None = None
@@ -157,7 +170,8 @@ class AudioInjection(nn.Module):
         dtype = self.attention.norm_q.weight.dtype
         shift, scale = self.adain(F.silu(audio.global_FD).to(dtype))[:, None].chunk(2, dim=-1)
         tokens = self.attention.project_context(audio.local_FKD)
-        return InjectedAudio(shift, scale, tokens, frame_tokens)
+        told_FXD = self.attention.tell(tokens.value_KNH)
+        return InjectedAudio(shift, scale, tokens.key_KNH, told_FXD, frame_tokens)
 
     @fused
     def forward(self, hidden_LD: Tensor, audio: InjectedAudio) -> Tensor:
@@ -169,9 +183,15 @@ class AudioInjection(nn.Module):
 
     def _add(self, hidden_LD: Tensor, audio: InjectedAudio) -> Tensor:
         hidden_FPD = hidden_LD.unflatten(0, (audio.shift_F1D.shape[0], -1))
-        normed = F.layer_norm(hidden_FPD.float(), hidden_FPD.shape[-1:], eps=ADAIN_EPS)
+        normed = layer_norm(hidden_FPD, ADAIN_EPS)
         adapted = (normed * (1 + audio.scale_F1D) + audio.shift_F1D).to(hidden_LD.dtype)
-        return hidden_LD + self.attention(adapted, audio.tokens).flatten(0, 1)
+        weights_FPX = self.attention.weigh(adapted, audio.key_FKNH)
+        told_LD = self.total(torch.bmm(weights_FPX, audio.told_FXD).flatten(0, 1))
+        return hidden_LD + (told_LD + self.attention.o.bias)
+
+
+def _all_here(told_LD: Tensor) -> Tensor:
+    return told_LD
 
 
 def _replicate_left(signal: Tensor) -> Tensor:

@@ -95,12 +95,18 @@ class Fp8Linear(nn.Module):
         out = self.multiply(_attended(rows) if tokens.dtype == DTYPE else self.rule(rows))
         return out.unflatten(0, tokens.shape[:-1])
 
+    def product(self, tokens: Tensor) -> Tensor:
+        """Multiply (..., in) to (..., out) in bfloat16, without the bias."""
+        out = self._multiply(self.rule(tokens.flatten(0, -2)), None)
+        return out.unflatten(0, tokens.shape[:-1])
+
     def multiply(self, tokens: Quantised) -> Tensor:
         """Multiply quantised tokens (L, in) to (L, out) in bfloat16."""
+        return self._multiply(tokens, self.bias)
+
+    def _multiply(self, tokens: Quantised, bias: Tensor | None) -> Tensor:
         weight = Quantised(self.weight, self.weight_scale)
-        if self.has_units:
-            return _multiply(tokens, weight, self.bias)
-        return _multiply_wide(tokens, weight, self.bias)
+        return (_multiply if self.has_units else _multiply_wide)(tokens, weight, bias)
 
 
 def _attended(rows: Tensor) -> Quantised:

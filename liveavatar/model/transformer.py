@@ -35,6 +35,7 @@ from liveavatar.model.fp8_attention import rounded_to
 from liveavatar.model.fusing import fused
 from liveavatar.model.kv_cache import CacheKind, CacheView
 from liveavatar.model.motion import FramePacker, PatchEmbedding, unpatch
+from liveavatar.model.norms import layer_norm
 from liveavatar.model.rope import Rotation, rotate
 
 NOISY, REFERENCE, MOTION = range(3)
@@ -193,9 +194,16 @@ class Layer(nn.Module):
         dtype = hidden_LD.dtype
         gate1, shift2, scale2, gate2 = modulation_6D[2:]
         wide_LD = hidden_LD + self.self_attn.o(attended_LD) * gate1
-        wide_LD = wide_LD + self.cross_attn(self.norm3(wide_LD.to(dtype)), text)
+        wide_LD = wide_LD + self.cross_attn(self._norm3(wide_LD.to(dtype)), text)
         modulated = _modulate(wide_LD, shift2, scale2, self.eps).to(dtype)
         return (wide_LD + self.ffn_out(self._widen(modulated)) * gate2).to(dtype)
+
+    def _norm3(self, narrow_LD: Tensor) -> Tensor:
+        """`norm3`, see `layer_norm`."""
+        if not torch.compiler.is_compiling():
+            return cast(Tensor, self.norm3(narrow_LD))
+        normed = layer_norm(narrow_LD, self.eps) * self.norm3.weight.float()
+        return (normed + self.norm3.bias.float()).to(narrow_LD.dtype)
 
     def _widen(self, modulated_LD: Tensor) -> Tensor:
         """The first matrix of the feed-forward, and its activation."""
@@ -436,4 +444,4 @@ def _modulate(hidden: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tenso
     The reference rounds the first norm of a layer to bfloat16 before the shift; here nothing is
     rounded before the matrix that reads it.
     """
-    return F.layer_norm(hidden.float(), hidden.shape[-1:], eps=eps) * (1 + scale) + shift
+    return layer_norm(hidden, eps) * (1 + scale) + shift

@@ -25,7 +25,8 @@ def layer_costs(config: TransformerConfig, block_tokens: int, window_tokens: int
     dim, tokens = config.dim, block_tokens
     projections = tokens * dim * (6 * dim + 2 * config.ffn_dim)  # q k v o, text q o, feed-forward
     attention = 2 * tokens * dim * (window_tokens + config.text_len)
-    injection = 2 * tokens * dim * (dim + config.num_audio_token + 1)
+    speech = config.num_audio_token + 1
+    injection = tokens * dim * (dim + speech + speech * config.num_heads)  # q, weights, sum
     return [
         float(projections + attention + injection * (layer in config.audio_inject_layers))
         for layer in range(config.num_layers)

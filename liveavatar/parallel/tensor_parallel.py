@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from liveavatar.model.attention import CrossAttention, RMSNorm, SelfAttention
+from liveavatar.model.attention import CrossAttention, RMSNorm, SelfAttention, multiply
 from liveavatar.model.checkpoint_files import assign
 from liveavatar.model.transformer import Layer
 from liveavatar.parallel.group import Group
@@ -39,6 +39,7 @@ def apply_tensor_parallel(layer: Layer, group: Group) -> None:
     layer.ffn_out = _summed(layer.ffn_out, group)  # type: ignore[assignment]
     if layer.audio is not None:
         _cut_cross_attention(layer.audio.attention, group)
+        layer.audio.total = group.sum
         _keep_rows(layer.audio.adain, group)
         layer.audio.adain = GatheredLinear(layer.audio.adain, group)  # type: ignore[assignment]
 
@@ -82,6 +83,10 @@ class SummedLinear(nn.Module):
         self.linear = linear
         self.bias: nn.Parameter = linear.bias
         linear.register_parameter("bias", None)  # added once, to the sum
+
+    def product(self, tokens: Tensor) -> Tensor:
+        """Multiply this rank's channels (..., in / size); (..., out), not added up, no bias."""
+        return multiply(self.linear, tokens)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Multiply this rank's channels (..., in / size) and add up; (..., out)."""

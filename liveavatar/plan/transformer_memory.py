@@ -241,8 +241,9 @@ def modulation_bytes(config: TransformerConfig, sampling: SamplingConfig) -> int
 
 
 def speech_bytes(config: TransformerConfig, precision: Precision) -> int:
-    """Bytes of one block's speech for one injection layer: shift, scale, keys and values."""
-    vectors = LATENT_FRAMES_PER_BLOCK * (2 + 2 * (config.num_audio_token + 1))
+    """Bytes of one block's speech for one injection layer: shift, scale, keys, what each tells."""
+    tokens = config.num_audio_token + 1
+    vectors = LATENT_FRAMES_PER_BLOCK * (2 + tokens + tokens * config.num_heads)
     return vectors * config.dim * precision.value_bytes
 
 

@@ -117,3 +117,24 @@ def test_float32_context_of_a_bfloat16_attention_is_rounded_once() -> None:
     assert ours.key_KNH.dtype == ours.value_KNH.dtype == torch.bfloat16
     assert torch.equal(ours.key_KNH, rounded.key_KNH)
     assert torch.equal(ours.value_KNH, rounded.value_KNH)
+
+
+@pytest.mark.parametrize("num_keys", [1, 5, 12])
+def test_weights_of_what_keys_tell_are_the_attention_without_the_bias(num_keys: int) -> None:
+    attention = randomised(CrossAttention(DIM, HEADS, 1e-6, torch.float32))
+    tokens, context = seeded(3, 9, DIM), seeded(3, num_keys, DIM, seed=1)
+    kv = attention.project_context(context)
+    weights, told = attention.weigh(tokens, kv.key_KNH), attention.tell(kv.value_KNH)
+    assert weights.shape == (3, 9, HEADS * num_keys)
+    assert told.shape == (3, HEADS * num_keys, DIM)
+    sums = weights.unflatten(-1, (HEADS, num_keys)).sum(-1)
+    assert torch.allclose(sums, torch.ones_like(sums), atol=ROUNDING)
+    expected = attention(tokens, kv) - attention.o.bias
+    assert torch.allclose(weights @ told, expected, atol=ROUNDING)
+
+
+def test_more_keys_than_a_head_is_wide_cannot_be_weighed() -> None:
+    attention = randomised(CrossAttention(DIM, HEADS, 1e-6, torch.float32))
+    kv = attention.project_context(seeded(3, 13, DIM))
+    with pytest.raises(ValueError, match="at most 12 keys, as a head is wide, got 13"):
+        attention.weigh(seeded(3, 9, DIM), kv.key_KNH)

@@ -137,7 +137,8 @@ def test_the_adaptive_norm_has_the_wider_epsilon(injection: AudioInjection) -> N
     centred = frames - frames.mean(-1, keepdim=True)
     normed = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
     adapted = normed * (1 + prepared.scale_F1D) + prepared.shift_F1D
-    expected = hidden + injection.attention(adapted.float(), prepared.tokens).flatten(0, 1)
+    context = injection.attention.project_context(audio.local_FKD)
+    expected = hidden + injection.attention(adapted.float(), context).flatten(0, 1)
     assert torch.allclose(injection(hidden, prepared), expected, atol=1e-5)
 
 

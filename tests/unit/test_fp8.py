@@ -211,3 +211,12 @@ def test_a_whole_video_in_fp8_and_8_bits_stays_within_its_budget() -> None:
     budgets = (0.01, 0.01, 0.06, 0.06, 0.08)
     assert all(error < budget for error, budget in zip(errors, budgets, strict=True)), errors
     assert min(errors[2:]) > max(errors[:2]), "e4m3 is coarser than bfloat16 and int8"
+
+
+def test_a_product_is_the_layer_without_its_bias() -> None:
+    linear = randomised(nn.Linear(32, 16))
+    layer, tokens = Fp8Linear(linear), seeded(2, 5, 32)
+    expected = layer(tokens).float() - linear.bias
+    # Both are rounded to bfloat16, one of them with the bias in it.
+    assert torch.allclose(layer.product(tokens).float(), expected, atol=0.04, rtol=0.01)
+    assert not torch.allclose(layer.product(tokens).float(), layer(tokens).float(), atol=0.04)

@@ -97,8 +97,7 @@ def test_speech_and_positions_of_a_block_are_those_counted() -> None:
     state.hear(0, audio)
     heard = state._audio[0][0]
     assert heard is not None
-    held = (heard.shift_F1D, heard.scale_F1D, heard.tokens.key_KNH, heard.tokens.value_KNH)
-    assert storage_bytes(*held) == stage.speech_bytes(TINY, FLOAT32)
+    assert storage_bytes(*heard.tensors) == stage.speech_bytes(TINY, FLOAT32)
     rotation = state._rotation_of_block(0)
     assert storage_bytes(rotation.cos_LR, rotation.sin_LR) == stage.rotation_bytes(TINY, 48)
 
