@@ -11,7 +11,7 @@ import hmac
 import secrets
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,14 @@ class JobStore:
     @contextmanager
     def _changing(self) -> Iterator[sa.Connection]:
         """A transaction; StoreUnavailableError when it cannot be begun or kept."""
-        with available(), self._engine.begin() as connection:
+        with available(), ExitStack() as stack:
+            try:
+                connection = stack.enter_context(self._engine.begin())
+            except sa.exc.DBAPIError as error:
+                if not error.connection_invalidated:
+                    raise
+                # It was opened when nothing could be written; a new one tells whether that is over.
+                connection = stack.enter_context(self._engine.begin())
             yield connection
 
     @contextmanager

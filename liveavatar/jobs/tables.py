@@ -112,6 +112,7 @@ def open_database(url: str) -> sa.Engine:
     if engine.dialect.name == "sqlite":
         sa.event.listen(engine, "connect", _set_up_sqlite)
         sa.event.listen(engine, "begin", _begin_sqlite)
+        sa.event.listen(engine, "handle_error", _give_up_read_only)
     return engine
 
 
@@ -127,6 +128,15 @@ def _set_up_sqlite(connection: Any, _record: object) -> None:
 def _begin_sqlite(connection: sa.Connection) -> None:
     reading = connection.get_execution_options().get("reading")
     connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+
+
+def _give_up_read_only(context: sa.engine.ExceptionContext) -> None:
+    """Drop all connections when one of them turns out to be for reading alone.
+
+    SQLite opens a file that cannot be written at the time so, and never tries again.
+    """
+    if "readonly database" in str(context.original_exception):
+        context.is_disconnect = True
 
 
 @contextmanager

@@ -8,10 +8,18 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
-from liveavatar.errors import JobError, LeaseLostError, QueueFullError, UnknownJobError
+from liveavatar.errors import (
+    JobError,
+    LeaseLostError,
+    QueueFullError,
+    StoreUnavailableError,
+    UnknownJobError,
+)
 from liveavatar.jobs.ceiling import Ceiling, one_lower
 from liveavatar.jobs.costs import TierSpeed
 from liveavatar.jobs.job import MAX_TRIES, Claim, Job, JobState
@@ -335,3 +343,26 @@ def test_tiers_are_lowered_by_their_area_one_at_a_time() -> None:
     assert one_lower(TIERS, Ceiling("gone from the settings", "", 0.0)) == "balanced"
     with pytest.raises(JobError, match="there are no tiers"):
         one_lower((), None)
+
+
+def test_connections_from_when_nothing_could_be_written_are_given_up(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    with store._engine.connect() as one, store._engine.connect() as other:
+        for connection in (one, other):
+            connection.exec_driver_sql("PRAGMA query_only=ON")
+            connection.rollback()
+    jobs = {store.submit(spec(), None).id for _ in range(3)}
+    assert {job.id for job in store.list_jobs()} == jobs
+
+
+def test_a_file_that_cannot_be_written_still_is_an_unavailable_store(tmp_path: Path) -> None:
+    def only_read(connection: Any, _record: object) -> None:
+        connection.execute("PRAGMA query_only=ON")
+
+    store = new_store(tmp_path)
+    store._engine.dispose()
+    sa.event.listen(store._engine, "connect", only_read)
+    with pytest.raises(StoreUnavailableError, match="readonly database"):
+        store.submit(spec(), None)
+    sa.event.remove(store._engine, "connect", only_read)
+    assert store.submit(spec(), None).state == JobState.QUEUED
