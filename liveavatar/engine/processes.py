@@ -82,12 +82,10 @@ class RankProcesses:
 
     def is_stopped(self, rank: int) -> bool:
         """Whether a signal keeps a rank from running, or from being started."""
-        pid = self._processes[rank].pid if rank < len(self._processes) else _origin()
-        try:
-            stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
-        except OSError:
-            return False
-        return stat.rpartition(")")[2].split()[0] == _STOPPED
+        if rank < len(self._processes):
+            return _is_stopped(self._processes[rank].pid)
+        # One that was forked and has not told its number yet holds up all after it.
+        return any(map(_is_stopped, [_origin(), *_forked()]))
 
     def join(self, deadline: float) -> None:
         """Wait until all have ended, until `deadline` at most."""
@@ -99,18 +97,14 @@ class RankProcesses:
         self._is_unwanted.set()
         self._starter.join(STOP_S)
         if self._starter.is_alive():  # it waits for a process that hangs, or reads for too long
-            self._kill_started()  # first: without their origin all of them seem to have ended
             _end_origin(time.monotonic() + STOP_S)
             self._starter.join(STOP_S)
-        self._kill_started()
+        for process in self._processes:
+            if process.is_alive():
+                process.kill()
         self.join(time.monotonic() + STOP_S)
         for pipe in self.pipes:
             pipe.close()
-
-    def _kill_started(self) -> None:
-        for process in list(self._processes):
-            if process.is_alive():
-                process.kill()
 
     def _exit_code(self, rank: int, deadline: float) -> int | None:
         process = self._processes[rank]
@@ -143,10 +137,31 @@ def _origin() -> int | None:
     return pid
 
 
+def _forked() -> list[int]:
+    """Numbers of the processes forked from it, also of such as have not told theirs yet."""
+    pid = _origin()
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8")
+    except OSError:
+        return []
+    return [int(child) for child in children.split()]
+
+
+def _is_stopped(pid: int | None) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] == _STOPPED
+
+
 def _end_origin(deadline: float) -> None:
-    """Kill that process, so that the next group begins with another one."""
+    """Kill that process and all ranks, so that the next group begins with another one."""
     if (pid := _origin()) is None:
         return
+    for child in _forked():  # first: without their origin all of them seem to have ended
+        with suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
     with suppress(ProcessLookupError, ChildProcessError):
         os.kill(pid, signal.SIGKILL)
         # Ended, but not yet heard of: that is for the library, which then starts another.
