@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from liveavatar.model.fp8 import ATTENDED_SCALE
 from liveavatar.model.fp8 import DTYPE as E4M3
 from liveavatar.model.fp8_attention import attend_e4m3
 from liveavatar.model.rope import Rotation, rotate
@@ -71,6 +72,13 @@ def multiply(linear: nn.Module, tokens: Tensor) -> Tensor:
         return F.linear(tokens, linear.weight)
     product = cast(Callable[[Tensor], Tensor], linear.product)
     return product(tokens)
+
+
+def apply_to_attended(linear: nn.Module, attended: Tensor) -> Tensor:
+    """Apply a linear layer to what `attend` gave (..., in), also where that came in e4m3."""
+    if attended.dtype == E4M3 and isinstance(linear, nn.Linear):
+        attended = attended.to(linear.weight.dtype) / ATTENDED_SCALE
+    return linear(attended)
 
 
 class SelfAttention(nn.Module):

@@ -23,7 +23,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from liveavatar.config import TransformerConfig
-from liveavatar.model.attention import CrossAttention, KeyValue, SelfAttention, attend
+from liveavatar.model.attention import (
+    CrossAttention,
+    KeyValue,
+    SelfAttention,
+    apply_to_attended,
+    attend,
+)
 from liveavatar.model.attention_backend import attend_window
 from liveavatar.model.audio_injection import (
     AudioEncoder,
@@ -193,7 +199,7 @@ class Layer(nn.Module):
         """Everything behind the attention; float32 between the gated adds."""
         dtype = hidden_LD.dtype
         gate1, shift2, scale2, gate2 = modulation_6D[2:]
-        wide_LD = hidden_LD + self.self_attn.o(attended_LD) * gate1
+        wide_LD = hidden_LD + apply_to_attended(self.self_attn.o, attended_LD) * gate1
         wide_LD = wide_LD + self.cross_attn(self._norm3(wide_LD.to(dtype)), text)
         modulated = _modulate(wide_LD, shift2, scale2, self.eps).to(dtype)
         return (wide_LD + self.ffn_out(self._widen(modulated)) * gate2).to(dtype)

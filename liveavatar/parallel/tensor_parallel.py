@@ -15,7 +15,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from liveavatar.model.attention import CrossAttention, RMSNorm, SelfAttention, multiply
+from liveavatar.model.attention import (
+    CrossAttention,
+    RMSNorm,
+    SelfAttention,
+    apply_to_attended,
+    multiply,
+)
 from liveavatar.model.checkpoint_files import assign
 from liveavatar.model.transformer import Layer
 from liveavatar.parallel.group import Group
@@ -90,7 +96,7 @@ class SummedLinear(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Multiply this rank's channels (..., in / size) and add up; (..., out)."""
-        return self.group.sum(self.linear(tokens)) + self.bias
+        return self.group.sum(apply_to_attended(self.linear, tokens)) + self.bias
 
 
 class GatheredLinear(nn.Module):

@@ -15,8 +15,7 @@ class Precision:
     Attributes:
         weights: of the layers' matrices: "float32", "bfloat16" or "fp8" (e4m3, as `Fp8Linear`).
         cache: of keys and values: "float32", "bfloat16", "8-bit" (int8 with a bfloat16 scale per
-            token and head, as `QuantisedCache`) or, with fp8 weights, "e4m3" (attended to as it is,
-            as `ExactCache`).
+            token and head, as `QuantisedCache`) or "e4m3" (attended to as it is, as `ExactCache`).
     """
 
     weights: str
@@ -71,10 +70,9 @@ def parse_precision(name: str) -> Precision:
     """Read "bfloat16", "fp8+8-bit" and so on; ConfigError for others."""
     weights, _, cache = name.partition("+")
     exact = "float32" if weights == "float32" else "bfloat16"
-    known = weights in ("float32", "bfloat16", "fp8") and cache in ("", "8-bit", "e4m3")
-    if not known or (cache == "e4m3" and weights != "fp8"):
+    if weights not in ("float32", "bfloat16", "fp8") or cache not in ("", "8-bit", "e4m3"):
         raise ConfigError(
-            "precision: expected float32, bfloat16 or fp8, the cache in +8-bit, or with fp8 in "
-            f"+e4m3, got {name}"
+            "precision: expected float32, bfloat16 or fp8 and, for keys and values in 8 bits, "
+            f"+8-bit or +e4m3 behind it, got {name}"
         )
     return Precision(weights, cache or exact)

@@ -202,13 +202,14 @@ def test_a_whole_video_in_fp8_and_8_bits_stays_within_its_budget() -> None:
 
     exact = torch.cat(list(tiny.latents(work)), dim=1)
     cases: tuple[tuple[bool, CacheKind], ...] = (
-        (False, "exact"), (False, "8-bit"), (True, "exact"), (True, "8-bit"), (True, "e4m3")
+        (False, "exact"), (False, "8-bit"), (False, "e4m3"),
+        (True, "exact"), (True, "8-bit"), (True, "e4m3"),
     )  # fmt: skip
     errors = [
         float((latents(fp8=fp8, cache_kind=cache) - exact).norm() / exact.norm())
         for fp8, cache in cases
     ]
-    budgets = (0.01, 0.01, 0.06, 0.06, 0.08)
+    budgets = (0.01, 0.01, 0.02, 0.06, 0.06, 0.08)
     assert all(error < budget for error, budget in zip(errors, budgets, strict=True)), errors
     assert min(errors[2:]) > max(errors[:2]), "e4m3 is coarser than bfloat16 and int8"
 
